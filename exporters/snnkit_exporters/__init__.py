@@ -1,0 +1,1 @@
+"""Exporters, one module a format, each with ``Options``, ``check`` and ``export``."""

@@ -1,0 +1,1 @@
+"""Targets, one module a runner, each with ``Options``, ``available``, ``check`` and ``run``."""

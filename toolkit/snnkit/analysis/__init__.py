@@ -1,0 +1,1 @@
+"""Numbers about a network: operation counts and energy. Numpy only."""
