@@ -1,8 +1,9 @@
 """The network: a graph in discrete time, named after NIR's primitives.
 
-A node names the nodes that feed it; several inputs of a node are summed. An edge may be delayed by
-whole timesteps; before its first value arrives it carries zeros. The same structure holds the float
-network (as lowered from training) and the integer network (as quantised); :func:`verify` says which.
+A node names the nodes that feed it; several inputs of a node are summed. An edge from the input or from
+neurons may be delayed by whole timesteps; before its first value arrives it carries zeros. The same
+structure holds the float network (as lowered from training) and the integer network (as quantised);
+:func:`verify` says which.
 """
 
 import dataclasses
@@ -335,6 +336,8 @@ def _verify_graph(net: Network) -> None:
                 raise _fail(node, f"reads '{edge.source}', which does not exist")
             if edge.delay < 0:
                 raise _fail(node, f"the edge from '{edge.source}' has a negative delay")
+            if edge.delay and not isinstance(net[edge.source], Input | LIF):
+                raise _fail(node, f"the edge from '{edge.source}' is delayed; only inputs and spikes can be")
             if edge.delay == 0 and edge.source not in before:
                 raise _fail(node, f"reads '{edge.source}' before it is computed; a cycle needs a delay of at least 1")
             if isinstance(net[edge.source], Readout):

@@ -56,7 +56,6 @@ def fold_batchnorm(net: Network) -> Network:
             conv,
             weight=(conv.weight * gain[:, None, None, None]).astype(np.float32),
             bias=((bias - node.running_mean) * gain + node.bias).astype(np.float32),
-            inputs=tuple(Edge(edge.source, edge.delay + node.inputs[0].delay) for edge in conv.inputs),
         )
         renamed[node.name] = conv.name
     nodes = tuple(_rewire(folded.get(node.name, node), renamed) for node in net.nodes if node.name not in renamed)

@@ -1,5 +1,7 @@
 """What a run left behind: readouts and spikes, the same for every target."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +40,23 @@ class Trace:
             timesteps = self.spikes_per_step[name].shape[0]
             rates[name] = float(per_neuron.sum(dtype=np.int64) / max(1, per_neuron.size * timesteps))
         return rates
+
+    @classmethod
+    def join(cls, parts: Sequence["Trace"]) -> "Trace":
+        """The traces of consecutive chunks of samples as one."""
+        first = parts[0]
+        names = list(first.spikes_per_step)
+        rasters = [part.rasters for part in parts if part.rasters is not None]
+        return dataclasses.replace(
+            first,
+            readouts=np.concatenate([part.readouts for part in parts]),
+            spikes_per_step={name: np.concatenate([p.spikes_per_step[name] for p in parts], axis=1) for name in names},
+            spikes_per_neuron={name: np.concatenate([p.spikes_per_neuron[name] for p in parts]) for name in names},
+            rasters={name: np.concatenate([r[name] for r in rasters], axis=1) for name in names} if rasters else None,
+            overflows={name: sum(part.overflows[name] for part in parts) for name in first.overflows},
+            seconds=sum(part.seconds for part in parts),
+            steps=sum(part.steps for part in parts),
+        )
 
     @classmethod
     def from_rasters(
