@@ -126,7 +126,7 @@ class _Machine:
                         if self.raster:
                             rasters[node.name].append(_numpy(spikes))
                     case Readout():
-                        readout += _total(operands) + self._bias(node)
+                        readout += _total(operands).to(readout.dtype) + self._bias(node)
                     case _:
                         now[node.name] = self._value(node, _total(operands))
             if t == 0:

@@ -1,6 +1,7 @@
 """Errors that a user can act on: each says what happened and what to do about it."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class SnnkitError(Exception):
@@ -49,3 +50,11 @@ class WorkerError(SnnkitError):
 
 class WorkerTimeoutError(WorkerError):
     """A worker process that did not answer within its time limit."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, or all of them."""
+    known = sorted(names)
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"did you mean '{close[0]}'?"
+    return "known are: " + ", ".join(known)

@@ -298,21 +298,22 @@ def _output_shape(node: Node, shape: Shape) -> Shape:
 
 def infer_shapes(net: Network) -> dict[str, Shape]:
     """Output shape of every node, without batch and time; raises :class:`NetworkError` where they do not fit."""
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {node.name: node.shape for node in net.nodes if isinstance(node, Input)}
+    pending = [node for node in net.nodes if not isinstance(node, Input)]
+    while pending:
+        waiting = []
+        for node in pending:
+            operands = [shapes[edge.source] for edge in node.inputs if edge.source in shapes]
+            if operands:
+                shapes[node.name] = _output_shape(node, operands[0])
+            else:  # it reads a later node through a delayed edge
+                waiting.append(node)
+        if len(waiting) == len(pending):
+            raise _fail(waiting[0], "is not reached by the input")
+        pending = waiting
     for node in net.nodes:
-        if isinstance(node, Input):
-            shapes[node.name] = node.shape
-            continue
-        known = {shapes[edge.source] for edge in node.inputs if edge.source in shapes}
-        if not known:
-            raise _fail(node, "no input of a known shape comes before it")
-        if len(known) > 1:
-            raise _fail(node, f"its inputs have different shapes: {sorted(known)}")
-        shapes[node.name] = _output_shape(node, known.pop())
-    for node in net.nodes:  # delayed edges from later nodes
-        operands = {shapes[edge.source] for edge in node.inputs}
-        if len(operands) > 1:
-            raise _fail(node, f"its inputs have different shapes: {sorted(operands)}")
+        if len(different := {shapes[edge.source] for edge in node.inputs}) > 1:
+            raise _fail(node, f"its inputs have different shapes: {sorted(different)}")
     return shapes
 
 
@@ -343,6 +344,7 @@ def _verify_graph(net: Network) -> None:
             if isinstance(net[edge.source], Readout):
                 raise _fail(node, "reads the readout")
         before.add(node.name)
+    for node in net.nodes:
         if not isinstance(node, Readout) and not net.consumers(node.name):
             raise _fail(node, "feeds nothing")
 

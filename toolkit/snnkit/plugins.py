@@ -1,0 +1,95 @@
+"""Exporters and targets are modules, found by name: those shipped here, and entry points of other packages.
+
+This is the only module that may reach up: it imports by name, when asked, and knows nothing of what it finds.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+from pydantic import BaseModel, ValidationError
+
+from snnkit.errors import UsageError, did_you_mean
+from snnkit.network import Network, Trace
+from snnkit.network.ir import Array
+
+Kind: TypeAlias = Literal["exporters", "targets"]
+
+
+class Exporter(Protocol):
+    """A module that writes a format."""
+
+    Options: type[BaseModel]
+
+    def check(self, net: Network, options: BaseModel) -> list[str]:
+        """All reasons why the network cannot be written."""
+        ...
+
+    def export(self, net: Network, path: Path, options: BaseModel) -> list[Path]:
+        """Writes the network to ``path`` and returns what was written."""
+        ...
+
+
+class Target(Protocol):
+    """A module that runs a network."""
+
+    Options: type[BaseModel]
+
+    def available(self) -> str | None:
+        """What is missing on this machine and how to get it; None if nothing is."""
+        ...
+
+    def check(self, net: Network, options: BaseModel) -> list[str]:
+        """All reasons why the network cannot be run."""
+        ...
+
+    def run(self, net: Network, inputs: Array, options: BaseModel) -> Trace:
+        """Runs raw inputs; see ``snnkit.network.inputs`` for their shapes."""
+        ...
+
+
+def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"snnkit.{kind}")}
+
+
+def _shipped(kind: Kind) -> list[str]:
+    package = importlib.util.find_spec(f"snnkit_{kind}")
+    folders = package.submodule_search_locations if package else None
+    return [module.name for module in pkgutil.iter_modules(folders) if not module.ispkg and module.name[0] != "_"]
+
+
+def names(kind: Kind) -> list[str]:
+    """The names of all exporters or targets, without importing them."""
+    return sorted({*_shipped(kind), *_entry_points(kind)})
+
+
+def _module(kind: Kind, name: str) -> Any:
+    if name in _shipped(kind):
+        return importlib.import_module(f"snnkit_{kind}.{name}")
+    if entry := _entry_points(kind).get(name):
+        return entry.load()
+    raise UsageError(f"there is no {kind[:-1]} '{name}'", did_you_mean(name, names(kind)))
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter called ``name``; raises :class:`UsageError` naming the nearest one."""
+    return cast(Exporter, _module("exporters", name))
+
+
+def target(name: str) -> Target:
+    """The target called ``name``; raises :class:`UsageError` naming the nearest one."""
+    return cast(Target, _module("targets", name))
+
+
+def options(plugin: Exporter | Target, values: dict[str, Any]) -> BaseModel:
+    """The plugin's checked options; raises :class:`UsageError` naming the one that is wrong."""
+    try:
+        return plugin.Options(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(map(str, problem["loc"]))
+        hint = did_you_mean(name, plugin.Options.model_fields)
+        raise UsageError(f"option '{name}': {problem['msg'][0].lower()}{problem['msg'][1:]}", hint) from None
