@@ -21,6 +21,7 @@ from snnkit.network import LIF, Affine, Conv2d, Flatten, Input, Network, Node, R
 from snnkit.network.ir import BIAS_MAX, DECAY_ONE, Array, Synapse, infer_shapes, verify
 from snnkit.network.ranges import FRACTION_BITS, STATE_LIMIT, may_wrap, synaptic_bounds
 
+SUFFIX = ".onnx"
 OPSET = 18
 IR_VERSION = 8
 EXACT = 2**24  # float32 holds every integer below this

@@ -20,8 +20,9 @@ Kind: TypeAlias = Literal["exporters", "targets"]
 
 
 class Exporter(Protocol):
-    """A module that writes a format."""
+    """A module that writes a format; ``SUFFIX`` is what its files end with."""
 
+    SUFFIX: str
     Options: type[BaseModel]
 
     def check(self, net: Network, options: BaseModel) -> list[str]:

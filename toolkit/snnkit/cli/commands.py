@@ -1,0 +1,317 @@
+"""The commands. Each calls one public function and prints what it returned."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from snnkit.cli.output import number, percent, print_json, print_table, say
+
+app = typer.Typer(
+    name="snnkit",
+    help="Distil, quantise, export and validate spiking networks before they go to neuromorphic hardware.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+Net = Annotated[str, typer.Argument(metavar="NET", help="a network file or a run directory")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="NAME|x.npy[,y.npy]", help="a data set, or your own arrays")
+]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="the first N samples only")]
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers a command, with the options that all of them have."""
+
+    @functools.wraps(function)
+    def with_common_options(*, verbose: bool, **values: Any) -> Any:  # noqa: ARG001 - read where errors are reported
+        return function(**values)
+
+    hint = Annotated[bool, typer.Option("--verbose", "-v", help="a traceback with every error")]
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    common = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    signature = inspect.Signature([*keyword_only, common])
+    with_common_options.__signature__ = signature  # type: ignore[attr-defined]
+    with_common_options.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    app.command(function.__name__.rstrip("_").replace("_", "-"))(with_common_options)
+    return function
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from snnkit import __version__
+
+        say(f"snnkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and leave")
+    ] = False,
+) -> None:
+    pass
+
+
+@command
+def quickstart(
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="the run directory; a fresh one if left out")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the run that is there")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="seed of all training")] = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """The whole way on real data, on the CPU, in about a minute."""
+    from snnkit.cli.summary import print_quickstart
+    from snnkit.quickstart import quickstart as go
+
+    result = go(output, force=force, seed=seed, quiet=quiet)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_quickstart(result)
+    if not result.identical:
+        raise typer.Exit(1)
+
+
+@command
+def distill(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="the run directory; a fresh one if left out")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. train.epochs=5")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="short for --set train.seed=")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder, exactly")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the run that is there")] = False,
+    stop_after: Annotated[
+        int | None, typer.Option("--stop-after", metavar="EPOCHS", help="stop after so many epochs; --resume goes on")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and leave")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Trains or loads the teacher and distils the spiking student."""
+    from snnkit.config import load_config
+
+    overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
+    resolved = load_config(config, overrides)
+    if dry_run:
+        say(resolved.to_yaml().rstrip())
+        return
+    from snnkit.runs import Run
+    from snnkit.training.trainer import distill as train
+
+    run = Run.create(output, resolved.name, resume=resume, force=force)
+    summary = train(resolved, run, resume=resume, stop_after=stop_after, device=device, quiet=quiet)
+    if json:
+        print_json({"run": str(run.path), **summary.to_json()})
+        return
+    from snnkit.cli.summary import accuracy_cells
+
+    rows = [[name, *accuracy_cells(accuracy)] for name, accuracy in summary.accuracies().items()]
+    print_table(f"{run.path}: test accuracy", ["network", "accuracy", "95 % interval", "correct"], rows)
+    say(
+        f"next: snnkit quantize {run.path}"
+        if summary.finished
+        else f"next: snnkit distill {config} -o {run.path} --resume"
+    )
+
+
+@command
+def quantize(
+    run: RunFolder,
+    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8")] = 8,
+    input_bits: Annotated[int, typer.Option("--input-bits", help="1 to 8")] = 4,
+    calibrate: Annotated[
+        int | None, typer.Option("--calibrate", metavar="N", help="use N validation samples; default all")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Turns the trained student of a run into an integer network."""
+    from snnkit.pipeline import quantize_run
+
+    result = quantize_run(run, weight_bits=weight_bits, input_bits=input_bits, calibrate=calibrate)
+    if json:
+        import dataclasses
+
+        nodes = [dataclasses.asdict(node) for node in result.nodes]
+        changed = {"calibration_samples": result.calibration_samples, "changed_predictions": result.changed_predictions}
+        print_json({"file": str(result.path), **changed, "nodes": nodes})
+        return
+    rows = [
+        [
+            node.name,
+            number(node.scale),
+            number(node.v_threshold),
+            percent(100 * node.rate_float),
+            percent(100 * node.rate_integer),
+            number(node.overflows),
+        ]
+        for node in result.nodes
+    ]
+    columns = ["neurons", "scale", "v_threshold", "firing rate, float", "integer", "saturated updates"]
+    print_table(f"{result.path}: {weight_bits}-bit weights, {input_bits}-bit input", columns, rows)
+    say(f"changed predictions: {result.changed_predictions} of {result.calibration_samples} validation samples")
+    say(f"next: snnkit export {run} --target onnx --target lava")
+
+
+@command
+def export(
+    net: Net,
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", help="a format; several are allowed (see: snnkit list exporters)")
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="the folder to write to")] = None,
+    json: Json = False,
+) -> None:
+    """Writes the network for other tools: ONNX, Lava."""
+    from snnkit.pipeline import export_all
+
+    written = export_all(net, target, output)
+    if json:
+        print_json({"exports": {name: [str(path) for path in paths] for name, paths in written.items()}})
+        return
+    for name, paths in written.items():
+        for path in paths:
+            say(f"{name}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+
+
+@command
+def run(
+    net: Net,
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", help="where to run; several are compared (see: snnkit list targets)")
+    ] = ["reference"],  # noqa: B006
+    data: Data = None,
+    samples: Samples = None,
+    save: Annotated[
+        str | None, typer.Option("--save", metavar="FILE.npz", help="write predictions and readouts")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs a network: accuracy, spikes, comparison of targets.
+
+    Several targets are compared spike by spike; exit code 1 says that they differ.
+    """
+    from snnkit.errors import UsageError
+    from snnkit.pipeline import evaluate, load, load_samples, save_predictions
+
+    if save and len(set(target)) > 1:
+        raise UsageError("--save takes the predictions of one target", "give one --target")
+    network = load(net)
+    chosen = load_samples(network, data, count=samples)
+    results, agreements = evaluate(network, chosen, target)
+    if save:
+        save_predictions(results[0], save)
+    if json:
+        import dataclasses
+
+        compared = [{**dataclasses.asdict(agreement), "identical": agreement.identical} for agreement in agreements]
+        print_json({"data": chosen.name, "targets": [result.to_json() for result in results], "compared": compared})
+    else:
+        from snnkit.cli.summary import print_agreement, print_evaluations
+
+        print_evaluations(chosen.name, results, network)
+        for agreement in agreements:
+            print_agreement(agreement)
+        if save:
+            say(f"predictions: {save}")
+    if not all(agreement.identical for agreement in agreements):
+        raise typer.Exit(1)
+
+
+@command
+def energy(
+    net: Net,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="an energy model by name or a YAML file; default all")
+    ] = None,
+    data: Data = None,
+    samples: Samples = None,
+    json: Json = False,
+) -> None:
+    """Counts operations and models the energy of an inference."""
+    from snnkit.analysis.energy import list_models
+    from snnkit.pipeline import energy as estimate
+    from snnkit.pipeline import load, load_samples, write_energy
+
+    network = load(net)
+    counts, estimates = estimate(network, load_samples(network, data, count=samples), model or list_models())
+    content = write_energy(net, counts, estimates)
+    if json:
+        print_json(content)
+        return
+    from snnkit.cli.summary import print_counts, print_energy
+
+    print_counts(counts)
+    for estimated in estimates:
+        print_energy(estimated)
+
+
+@command
+def inspect_(net: Net, json: Json = False) -> None:
+    """Shows the nodes of a network and where it came from."""
+    from snnkit.pipeline import describe, load
+
+    description = describe(load(net))
+    if json:
+        print_json(description)
+        return
+    columns = ["node", "kind", "reads", "output", "parameters"]
+    rows = [[str(node[column]) for column in columns] for node in description["nodes"]]
+    print_table(f"{net}: {description['kind']} network, {description['timesteps']} timesteps", columns, rows, left=4)
+    for key, value in description["metadata"].items():
+        say(f"{key}: {value}")
+
+
+@command
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="exporters, targets, energy-models, models or datasets")],
+    json: Json = False,
+) -> None:
+    """Lists what there is of a kind, with what is missing."""
+    from snnkit.inventory import inventory
+
+    rows = inventory(kind)
+    if json:
+        print_json({kind: [{"name": name, "note": note} for name, note in rows]})
+        return
+    print_table(kind, ["name", "note"], rows, left=2)
+
+
+@command
+def doctor(
+    remove_lava: Annotated[
+        bool, typer.Option("--remove-lava", help="remove the Lava environment that uv has made")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Checks this machine; each failed line comes with its fix."""
+    from snnkit.doctor import examine
+
+    checks = examine(remove_lava=remove_lava)
+    if json:
+        import dataclasses
+
+        print_json({"checks": [dataclasses.asdict(check) for check in checks]})
+    else:
+        rows = [[check.name, "ok" if check.ok else "no", check.detail, check.fix] for check in checks]
+        print_table("doctor", ["what", "", "found", "what to do"], rows, left=4)
+    if not all(check.ok or check.optional for check in checks):
+        raise typer.Exit(1)

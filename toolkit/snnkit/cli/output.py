@@ -1,0 +1,48 @@
+"""Tables and JSON on stdout. Rich is loaded when something is printed, not before."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+SCHEMA = 1
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One object with a schema number."""
+    json.dump({"schema": SCHEMA, **content}, sys.stdout, indent=2, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """A table whose first ``left`` columns are text and the others numbers; wraps in a narrow terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # without a terminal nothing is cut to a width: the output is for grep, files and logs
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
+    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def say(text: str = "") -> None:
+    """A line on stdout."""
+    print(text)
+
+
+def percent(value: float) -> str:
+    """``12.34 %``."""
+    return f"{value:.2f} %"
+
+
+def number(value: float) -> str:
+    """A count with thousands separators."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"

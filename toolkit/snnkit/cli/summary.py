@@ -1,0 +1,174 @@
+"""The tables of results."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from snnkit.cli.output import number, percent, print_table, say
+
+if TYPE_CHECKING:
+    from snnkit.analysis.accuracy import Accuracy
+    from snnkit.analysis.compare import Agreement
+    from snnkit.analysis.counts import OpCounts
+    from snnkit.analysis.energy import Energy
+    from snnkit.network import Network
+    from snnkit.pipeline import Evaluation
+    from snnkit.quickstart import Quickstart
+
+
+def accuracy_cells(accuracy: "Accuracy") -> list[str]:
+    """Accuracy, its 95 % interval, and the count behind it."""
+    low, high = accuracy.interval
+    return [percent(accuracy.percent), f"{low:.1f} to {high:.1f} %", f"{accuracy.correct} of {accuracy.samples}"]
+
+
+def print_evaluations(data: str, results: "Sequence[Evaluation]", net: "Network") -> None:
+    """A row a target, then a row a layer."""
+    rows = []
+    for result in results:
+        spikes = sum(int(counts.sum()) for counts in result.trace.spikes_per_neuron.values())
+        cells = accuracy_cells(result.accuracy) if result.accuracy else ["no labels", "", f"{result.trace.samples} run"]
+        rows.append([result.trace.target, *cells, number(spikes / result.trace.samples), f"{result.trace.seconds:.2f}"])
+    columns = ["target", "accuracy", "95 % interval", "correct", "spikes per inference", "seconds"]
+    print_table(f"{data}: {net.timesteps} timesteps, simulated", columns, rows)
+    for result in results:
+        if result.trace.notes:
+            say(f"{result.trace.target}: {', '.join(result.trace.notes)}")
+    first = results[0]
+    rates = first.trace.firing_rates()
+    print_table(
+        "firing rate per neuron and timestep",
+        ["neurons", "rate", "overflows"],
+        [[name, percent(100 * rate), number(first.trace.overflows.get(name, 0))] for name, rate in rates.items()],
+    )
+    if first.accuracy is None:
+        from snnkit.network import predictions
+
+        classes = net.metadata.get("classes") or []
+        named = [str(classes[i]) if i < len(classes) else str(i) for i in predictions(first.trace)[:20]]
+        say(f"predictions: {' '.join(named)}{' ...' if first.trace.samples > 20 else ''}")
+
+
+def print_agreement(agreement: "Agreement") -> None:
+    """Whether two targets agree spike by spike, or where they part."""
+    pair = f"{agreement.first} and {agreement.second}"
+    if agreement.identical:
+        say(f"{pair}: identical, every spike of every layer at every timestep, and every readout")
+        return
+    differing = {name: count for name, count in agreement.spike_mismatches.items() if count}
+    say(f"{pair}: DIFFERENT spikes {differing}, {agreement.readout_mismatches} samples with other readouts")
+    if agreement.divergence is not None:
+        where = agreement.divergence
+        say(f"  first: timestep {where.timestep}, {where.node}, sample {where.sample}, neuron {where.neuron}")
+
+
+def print_counts(counts: "OpCounts") -> None:
+    """Operations per inference, a row a node."""
+    rows = [
+        [
+            node.name,
+            number(node.effective_acs / counts.samples),
+            number(node.effective_macs / counts.samples),
+            number(node.dense / counts.samples),
+            number((node.updates_active + node.updates_inactive) / counts.samples),
+            number(node.spikes / counts.samples),
+        ]
+        for node in counts.nodes
+    ]
+    fields = ("effective_acs", "effective_macs", "dense")
+    updates = counts.mean("updates_active") + counts.mean("updates_inactive")
+    rows.append(
+        ["total", *(number(counts.mean(name)) for name in fields), number(updates), number(counts.mean("spikes"))]
+    )
+    columns = ["node", "effective ACs", "effective MACs", "dense", "neuron updates", "spikes"]
+    print_table(f"operations per inference, mean of {counts.samples} samples, simulated", columns, rows)
+    once = counts.mean("macs_once")
+    if once != counts.mean("effective_macs"):
+        say(f"with the stem computed once instead of at every timestep: {number(once)} MACs")
+    rate = percent(100 * counts.firing_rate)
+    say(f"{counts.parameters:,} parameters, {counts.footprint_bytes / 1024:.1f} KiB; firing rate {rate}")
+
+
+def print_energy(energy: "Energy") -> None:
+    """Every term on its own line, the ANN beside, what is left out."""
+    from snnkit.analysis.energy import format_energy
+
+    rows = [
+        [
+            term.name,
+            number(term.count),
+            f"{term.price.bound or ''} {term.price.value:g} {term.price.unit}".strip(),
+            format_energy(term.joules),
+            term.price.source,
+        ]
+        for term in energy.terms
+    ]
+    rows.append(["total", "", "", f"{energy.bound or ''} {format_energy(energy.joules)}".strip(), ""])
+    for baseline in energy.baselines:
+        rate = energy.break_even_rate(baseline)
+        note = (
+            "costs less than this network without any spike"
+            if rate is None
+            else f"break-even at a firing rate of {percent(100 * rate)}"
+        )
+        rows.append(
+            [
+                baseline.name,
+                number(baseline.count),
+                f"{baseline.price.value:g} {baseline.price.unit}",
+                format_energy(baseline.joules),
+                note,
+            ]
+        )
+    columns = ["term", "operations", "each", "energy", "source"]
+    print_table(f"{energy.title}, {energy.precision}: {energy.label}, per inference", columns, rows)
+    say(f"technology: {energy.technology}")
+    say("left out: " + "; ".join(energy.leaves_out))
+
+
+def print_quickstart(result: "Quickstart") -> None:
+    """The one table that quickstart ends with."""
+    from snnkit.analysis.energy import format_energy
+
+    rows = []
+    for row in result.rows:
+        if row.accuracy is None:
+            rows.append([row.name, "not run", "", row.note, ""])
+        else:
+            spikes = "" if row.spikes is None else number(row.spikes)
+            rows.append([row.name, *accuracy_cells(row.accuracy), spikes])
+    columns = ["digits, test split", "accuracy", "95 % interval", "correct", "spikes per inference"]
+    print_table("snnkit quickstart", columns, rows)
+    for agreement in result.agreements:
+        print_agreement(agreement)
+    for name, remedy in result.not_run.items():
+        say(f"{name}: not run. {remedy}")
+    counts = result.counts
+    operations = [
+        ["synaptic operations (ACs)", number(counts.mean("effective_acs"))],
+        ["input layer (MACs)", number(counts.mean("effective_macs"))],
+        ["neuron updates", number(counts.mean("updates_active") + counts.mean("updates_inactive"))],
+        ["the same topology as an ANN (MACs)", number(counts.ann_macs)],
+    ]
+    print_table("operations per inference, integer student, simulated", ["operation", "mean"], operations)
+    energies = []
+    for energy in result.energies:
+        bound = f"{energy.bound} " if energy.bound else ""
+        energies.append(
+            [
+                f"integer student, {energy.title}",
+                energy.precision,
+                bound + format_energy(energy.joules),
+                f"modelled, without {energy.leaves_out[0]}",
+            ]
+        )
+    for baseline in result.energies[0].baselines:
+        energies.append([baseline.name, "", format_energy(baseline.joules), "modelled, without memory"])
+    print_table(
+        "energy per inference", ["network and constants", "precision", "energy", "how to read it"], energies, left=2
+    )
+    say(f"{result.seconds:.0f} s; files:")
+    for path in result.files:
+        say(f"  {path}")
+    say("next:")
+    for line in result.next_commands:
+        say(f"  {line}")

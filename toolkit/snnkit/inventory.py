@@ -1,0 +1,38 @@
+"""What there is to choose from: exporters, targets, energy models, models, data sets."""
+
+from snnkit import plugins
+from snnkit.errors import UsageError, did_you_mean
+
+KINDS = ("exporters", "targets", "energy-models", "models", "datasets")
+
+
+def inventory(kind: str) -> list[tuple[str, str]]:
+    """Names of a kind, each with a line about it; raises :class:`UsageError` for an unknown kind."""
+    match kind:
+        case "exporters":
+            return [(name, _summary(plugins.exporter(name))) for name in plugins.names("exporters")]
+        case "targets":
+            rows = []
+            for name in plugins.names("targets"):
+                missing = plugins.target(name).available()
+                rows.append((name, f"not available: {missing}" if missing else _summary(plugins.target(name))))
+            return rows
+        case "energy-models":
+            from snnkit.analysis.energy import list_models, load_model
+
+            models = [load_model(name) for name in list_models()]
+            return [(model.name, f"{model.title} ({model.technology})") for model in models]
+        case "models":
+            from snnkit.training.models import STUDENTS, TEACHERS
+
+            builders = [("student", STUDENTS), ("teacher", TEACHERS)]
+            return [(name, f"{role}: {_summary(model)}") for role, models in builders for name, model in models.items()]
+        case "datasets":
+            from snnkit.training.data import DATASETS
+
+            return [(name, _summary(function)) for name, function in DATASETS.items()]
+    raise UsageError(f"there is no kind '{kind}'", did_you_mean(kind, KINDS))
+
+
+def _summary(thing: object) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,351 @@
+"""From a run directory or a network file to the next stage: what each command of the command line calls.
+
+Modules that need torch are imported where they are used, so that the rest stays light.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snnkit import plugins
+from snnkit.analysis.accuracy import Accuracy
+from snnkit.analysis.compare import Agreement, compare
+from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableError, UnsupportedError, UsageError
+from snnkit.network import (
+    Network,
+    Trace,
+    apply,
+    fold_batchnorm,
+    infer_shapes,
+    materialise_shortcuts,
+    predictions,
+    save,
+    verify,
+)
+from snnkit.network import load as load_file
+from snnkit.network import quantize as quantize_network
+from snnkit.network.ir import Array
+from snnkit.runs import Run
+
+if TYPE_CHECKING:
+    from snnkit.analysis.counts import OpCounts
+    from snnkit.analysis.energy import Energy
+
+PathLike = str | os.PathLike[str]
+
+
+# --- networks and samples ---------------------------------------------------------------------------------------------
+
+
+def load(path: PathLike) -> Network:
+    """The network in a file, or the quantised network of a run directory."""
+    path = Path(path)
+    if not path.is_dir():
+        return load_file(path)
+    run = Run.open(path)
+    if not run.network.is_file():
+        raise RunFolderError(f"the run '{path}' has no quantised network yet", f"make it with 'snnkit quantize {path}'")
+    return load_file(run.network)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Raw inputs as a network takes them, labels [B] if known, and what to call them."""
+
+    x: Array
+    y: Array | None
+    name: str
+
+
+def load_samples(net: Network, data: str | None = None, *, count: int | None = None) -> Samples:
+    """The test split of the network's own data set, of another by name, or ``x.npy[,y.npy]``; the first ``count``."""
+    if data is not None and data.endswith(".npy"):
+        samples = _samples_from_files(data)
+    else:
+        from snnkit.training.data import load_dataset
+
+        name = data or net.metadata.get("dataset")
+        if not isinstance(name, str):
+            raise DataError("the network does not say which data set it belongs to", "name one with --data")
+        test = load_dataset(name).test
+        samples = Samples(test.x, test.y, name)
+    if count is not None:
+        if count < 1:
+            raise UsageError(f"{count} samples cannot be run", "give at least 1")
+        batch = (slice(count),) if net.input.encoding == "direct" else (slice(None), slice(count))
+        samples = Samples(samples.x[batch], None if samples.y is None else samples.y[:count], samples.name)
+    return samples
+
+
+def _samples_from_files(data: str) -> Samples:
+    names = data.split(",")
+    if len(names) > 2:
+        raise UsageError(f"--data '{data}' names {len(names)} files", "give x.npy, or x.npy,y.npy")
+    arrays = []
+    for name in names:
+        try:
+            arrays.append(np.load(name, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            message = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"cannot read '{name}': {message}", "give arrays saved with numpy.save") from None
+    x: Array = arrays[0]
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"'{names[0]}' holds several arrays", "save one array with numpy.save")
+    if len(arrays) == 1:
+        return Samples(x, None, names[0])
+    y: Array = arrays[1]
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise DataError(f"'{names[1]}' holds {y.dtype} {y.shape}, not one integer label a sample", "save the labels")
+    return Samples(x, y.astype(np.int64), names[0])
+
+
+# --- quantise ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QuantizedNode:
+    """One neuron node before and after: scale (integers a float unit), threshold, firing rates, saturated updates."""
+
+    name: str
+    scale: float
+    v_threshold: int
+    rate_float: float
+    rate_integer: float
+    overflows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """The integer network, where it was written, and what the calibration samples showed."""
+
+    network: Network
+    path: Path | None
+    calibration_samples: int
+    changed_predictions: int
+    nodes: tuple[QuantizedNode, ...]
+
+
+def quantize(net: Network, calibration: Array, *, weight_bits: int = 8, input_bits: int = 4) -> Quantization:
+    """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs.
+
+    Raises :class:`UnsupportedError` where a layer fires in the float network but has gone silent, or fires always,
+    in the integer one.
+    """
+    from snnkit_targets import reference
+
+    folded = apply(net, [fold_batchnorm, materialise_shortcuts])
+    integer = quantize_network(folded, weight_bits=weight_bits, input_bits=input_bits)
+    before = reference.run(folded, calibration, reference.Options())
+    after = reference.run(integer, calibration, reference.Options())
+    rates, integer_rates = before.firing_rates(), after.firing_rates()
+    scales = integer.metadata["quantization"]["scales"]
+    nodes = tuple(
+        QuantizedNode(
+            name=neuron.name,
+            scale=scales[neuron.name],
+            v_threshold=int(neuron.v_threshold.max()),
+            rate_float=rates[neuron.name],
+            rate_integer=integer_rates[neuron.name],
+            overflows=after.overflows[neuron.name],
+        )
+        for neuron in integer.neurons
+    )
+    dead = [
+        f"node '{node.name}' {'never fires' if node.rate_integer == 0 else 'fires at every timestep'}"
+        f" (float: {100 * node.rate_float:.1f} %)"
+        for node in nodes
+        if node.rate_integer in (0.0, 1.0)
+    ]
+    if dead:
+        raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
+    changed = int(np.count_nonzero(predictions(before) != predictions(after)))
+    return Quantization(integer, None, after.samples, changed, nodes)
+
+
+def quantize_run(
+    path: PathLike, *, weight_bits: int = 8, input_bits: int = 4, calibrate: int | None = None
+) -> Quantization:
+    """Lowers and quantises the student of a run, calibrated on its validation split, and writes its network."""
+    from snnkit.training.data import load_dataset
+    from snnkit.training.lower import lower_run
+
+    run = Run.open(path)
+    net = lower_run(run)
+    validation = load_dataset(str(net.metadata["dataset"])).validation
+    result = quantize(net, validation.x[:calibrate], weight_bits=weight_bits, input_bits=input_bits)
+    return dataclasses.replace(result, path=save(result.network, run.network))
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export(net: Network, path: PathLike, target: str, **options: Any) -> list[Path]:
+    """Writes ``net`` to ``path`` with the exporter called ``target``; returns the files written."""
+    plugin = plugins.exporter(target)
+    return plugin.export(net, Path(path), plugins.options(plugin, options))
+
+
+def export_all(path: PathLike, targets: Sequence[str], output: PathLike | None = None) -> dict[str, list[Path]]:
+    """Writes NET in several formats: into ``exports/`` of a run, beside a network file, or into ``output``.
+
+    Nothing is written unless every exporter can take the network.
+    """
+    net = load(path)
+    folder, stem = (Path(path) / "exports", "network") if Path(path).is_dir() else (Path(path).parent, Path(path).stem)
+    folder = Path(output) if output is not None else folder
+    loaded = {name: plugins.exporter(name) for name in dict.fromkeys(targets)}
+    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, plugin.Options())]
+    if reasons:
+        raise UnsupportedError(f"'{path}' cannot be exported", reasons, "leave out the exporter, or change the network")
+    return {
+        name: plugin.export(net, folder / f"{stem}{plugin.SUFFIX}", plugin.Options()) for name, plugin in loaded.items()
+    }
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def run(net: Network, inputs: Array, target: str = "reference", **options: Any) -> Trace:
+    """Runs raw inputs on the target called ``target``: direct [B, *shape] in 0..1, or events [T, B, *shape].
+
+    Raises :class:`UnavailableError` where the target is not installed, :class:`UnsupportedError` with all reasons
+    where it cannot take the network.
+    """
+    plugin = plugins.target(target)
+    checked = plugins.options(plugin, options)
+    require(net, [target])
+    return plugin.run(net, inputs, checked)
+
+
+def require(net: Network, targets: Sequence[str]) -> None:
+    """Raises unless every target is available and takes the network."""
+    loaded = {name: plugins.target(name) for name in targets}
+    for name, plugin in loaded.items():
+        if missing := plugin.available():
+            sentence, _, remedy = missing.partition("; ")
+            raise UnavailableError(f"target '{name}' is not available: {sentence}", remedy or "see 'snnkit doctor'")
+    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, plugin.Options())]
+    if reasons:
+        raise UnsupportedError("the network cannot be run", reasons, "leave out the target, or change the network")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one target made of the samples; ``accuracy`` is None without labels."""
+
+    trace: Trace
+    accuracy: Accuracy | None
+
+    def to_json(self) -> dict[str, Any]:
+        trace = self.trace
+        result: dict[str, Any] = {
+            "name": trace.target,
+            "samples": trace.samples,
+            "spikes_per_inference": sum(int(s.sum()) for s in trace.spikes_per_neuron.values()) / trace.samples,
+            "firing_rates": trace.firing_rates(),
+            "overflows": trace.overflows,
+            "seconds": trace.seconds,
+            "steps": trace.steps,
+            "notes": list(trace.notes),
+        }
+        if self.accuracy is None:
+            return {**result, "predictions": predictions(trace).tolist()}
+        low, high = self.accuracy.interval
+        return {
+            **result,
+            "accuracy": self.accuracy.percent,
+            "correct": self.accuracy.correct,
+            "interval_95": [low, high],
+        }
+
+
+def evaluate(net: Network, samples: Samples, targets: Sequence[str]) -> tuple[list[Evaluation], list[Agreement]]:
+    """Runs the samples on each target; several are compared with the first one, spike by spike."""
+    names = list(dict.fromkeys(targets))
+    require(net, names)
+    record = "raster" if len(names) > 1 else "counts"
+    results = []
+    for name in names:
+        trace = run(net, samples.x, name, record=record)
+        accuracy = None
+        if samples.y is not None:
+            if len(samples.y) != trace.samples:
+                raise DataError(f"{trace.samples} samples have {len(samples.y)} labels", "give one label a sample")
+            accuracy = Accuracy.of(predictions(trace), samples.y)
+        results.append(Evaluation(trace, accuracy))
+    first = results[0].trace
+    return results, [compare(net, first, other.trace) for other in results[1:]]
+
+
+def save_predictions(evaluation: Evaluation, path: PathLike) -> Path:
+    """Writes ``predictions`` int64 [B] and ``readouts`` [B, classes] as an .npz file."""
+    from snnkit.files import replacing
+
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise UsageError(f"'{path}' is not an .npz file", "give a name that ends with .npz")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, predictions=predictions(evaluation.trace), readouts=evaluation.trace.readouts)
+    return path
+
+
+# --- energy -----------------------------------------------------------------------------------------------------------
+
+
+def energy(net: Network, samples: Samples, models: Sequence[str]) -> "tuple[OpCounts, list[Energy]]":
+    """Operations and modelled energy of an inference, from the spikes of the reference target.
+
+    A model with several precisions is given at each of them.
+    """
+    from snnkit.analysis.counts import count
+    from snnkit.analysis.energy import estimate, load_model
+
+    loaded = [load_model(name) for name in dict.fromkeys(models)]
+    if not len(samples.x):
+        raise NetworkError("energy needs at least one sample", "give more samples")
+    trace = run(net, samples.x, "reference")
+    counts = count(net, samples.x, trace)
+    return counts, [estimate(counts, model, precision=name) for model in loaded for name in model.precisions]
+
+
+def write_energy(path: PathLike, counts: "OpCounts", estimates: "Sequence[Energy]") -> dict[str, Any]:
+    """Counts and estimates as JSON, and into ``energy.json`` where ``path`` is a run directory."""
+    content = {"counts": counts.to_json(), "models": [estimate.to_json() for estimate in estimates]}
+    if Path(path).is_dir():
+        run_folder = Run.open(path)
+        run_folder.write_json(run_folder.energy, {"schema": 1, **content})
+    return content
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def describe(net: Network) -> dict[str, Any]:
+    """The network as JSON: kind, timesteps, input, metadata, and every node with what it reads and its output shape."""
+    shapes = infer_shapes(net)
+    nodes = []
+    for node in net.nodes:
+        arrays = {
+            spec.name: value
+            for spec in dataclasses.fields(node)
+            if isinstance(value := getattr(node, spec.name), np.ndarray)
+        }
+        scalars = [f"{name} {array.item():g}" for name, array in arrays.items() if array.ndim == 0]
+        shaped = [
+            f"{name} {'x'.join(map(str, array.shape))} {array.dtype}" for name, array in arrays.items() if array.ndim
+        ]
+        nodes.append(
+            {
+                "node": node.name,
+                "kind": type(node).__name__,
+                "reads": ", ".join(e.source + (f" (t-{e.delay})" if e.delay else "") for e in node.inputs),
+                "output": "x".join(map(str, shapes[node.name])),
+                "parameters": ", ".join(shaped + scalars),
+            }
+        )
+    return {"kind": verify(net), "timesteps": net.timesteps, "stem": net.stem, "nodes": nodes, "metadata": net.metadata}
