@@ -46,10 +46,10 @@ class Node:
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.c_contiguous):
-                value = np.array(value, order="C")
-                value.flags.writeable = False
-                object.__setattr__(self, spec.name, value)
+            if spec.type in (Array, Array | None) and value is not None:
+                array = np.array(value, order="C")  # a copy of its own, so that nobody can change it
+                array.flags.writeable = False
+                object.__setattr__(self, spec.name, array)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
