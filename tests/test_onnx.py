@@ -58,7 +58,6 @@ def test_metadata_says_how_to_encode_the_input(tmp_path: Path) -> None:
 def test_a_network_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="the network is float"):
         exporter.export(float_network(), tmp_path / "net.onnx", exporter.Options())
-    zero = np.array(0, np.int32)
     wide = Network(
         timesteps=1,
         nodes=(

@@ -25,8 +25,8 @@ def inventory(kind: str) -> list[tuple[str, str]]:
         case "models":
             from snnkit.training.models import STUDENTS, TEACHERS
 
-            builders = [("student", STUDENTS), ("teacher", TEACHERS)]
-            return [(name, f"{role}: {_summary(model)}") for role, models in builders for name, model in models.items()]
+            students = [(name, f"student: {_summary(model)}") for name, model in STUDENTS.items()]
+            return students + [(name, f"teacher: {_summary(model)}") for name, model in TEACHERS.items()]
         case "datasets":
             from snnkit.training.data import DATASETS
 

@@ -89,7 +89,7 @@ def quickstart(
     from snnkit.training.trainer import distill
 
     start = time.perf_counter()
-    config = DistillConfig.model_validate({"name": "quickstart", "train": {"seed": seed}})
+    config = DistillConfig.model_validate({"name": "quickstart", "train": {"seed": seed, "threads": 1}})
     run = Run.create(path, config.name, force=force)
     distilled = distill(config, run, quiet=quiet)
     plain_losses = config.losses.model_copy(update={"kl": 0.0, "feature": 0.0})
@@ -110,7 +110,7 @@ def quickstart(
     for result in results:
         spikes = sum(int(counts.sum()) for counts in result.trace.spikes_per_neuron.values()) / result.trace.samples
         rows.append(Row(f"student, distilled, integer: {result.trace.target}", result.accuracy, spikes))
-    rows += [Row(f"student, distilled, integer: {name}", None, note="see below") for name in not_run]
+    rows += [Row(f"student, distilled, integer: {name}", None, note=missing) for name, missing in not_run.items()]
     counts, energies = energy(net, samples, list_models())
     write_energy(run.path, counts, energies)
 

@@ -4,7 +4,6 @@ An energy model is a YAML file; those in the folder ``energy`` beside this modul
 path. Estimated, never measured: every number carries its source, and a model says what it leaves out.
 """
 
-import difflib
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snnkit.analysis.counts import OpCounts
-from snnkit.errors import ConfigError, UsageError
+from snnkit.errors import ConfigError, UsageError, did_you_mean
 
 ANN_MODEL = "horowitz2014-45nm"  # an ANN does not run on a spiking chip, so its baselines are always priced here
 JOULES = {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9}
@@ -72,6 +71,7 @@ class EnergyModel(_Strict):
     name: str = Field(min_length=1)
     title: str = Field(min_length=1)
     technology: str = Field(min_length=1)
+    source: str = Field(min_length=1)
     label: Literal["modelled"] = "modelled"
     precisions: dict[str, Prices] = Field(min_length=1)
     leaves_out: tuple[str, ...] = Field(min_length=1)
@@ -107,6 +107,7 @@ class Energy:
     model: str
     title: str
     technology: str
+    source: str
     label: str
     precision: str
     firing_rate: float
@@ -153,6 +154,7 @@ class Energy:
             "model": self.model,
             "title": self.title,
             "technology": self.technology,
+            "source": self.source,
             "label": self.label,
             "precision": self.precision,
             "joules": self.joules,
@@ -182,11 +184,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> EnergyModel:
         return _parse((resources.files("snnkit.analysis") / "energy" / f"{name}.yaml").read_text("utf-8"), name)
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        near = difflib.get_close_matches(name, list_models(), cutoff=0.3) or list_models()
-        raise UsageError(
-            f"there is no energy model '{name}'",
-            f"did you mean {' or '.join(near)}? A model of your own is given by the path of its .yaml file",
-        )
+        raise UsageError(f"there is no energy model '{name}'", did_you_mean(name, list_models()))
     try:
         return _parse(path.read_text("utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
@@ -234,6 +232,7 @@ def estimate(counts: OpCounts, model: EnergyModel, *, precision: str | None = No
         model=model.name,
         title=model.title,
         technology=model.technology,
+        source=model.source,
         label=model.label,
         precision=precision,
         firing_rate=counts.firing_rate,

@@ -16,20 +16,36 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """A table whose first ``left`` columns are text and the others numbers; wraps in a narrow terminal."""
+    """A table whose first ``left`` columns are text and the others numbers."""
+    _print(title, columns, {"": rows}, text_columns=set(range(left)))
+
+
+def print_sections(title: str, columns: Sequence[str], sections: dict[str, Sequence[Sequence[str]]]) -> None:
+    """A table of headed sections whose second column holds numbers."""
+    _print(title, columns, sections, text_columns=set(range(len(columns))) - {1})
+
+
+def _print(
+    title: str, columns: Sequence[str], sections: dict[str, Sequence[Sequence[str]]], *, text_columns: set[int]
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # without a terminal nothing is cut to a width: the output is for grep, files and logs
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
-    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    # without a terminal the width is fixed: the output goes to files and logs
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    console = Console(file=sys.stdout, width=width, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_column(column, justify="left" if index in text_columns else "right", overflow="fold")
+    for name, rows in sections.items():
+        if name:
+            table.add_row(Text(name, style="bold"))
+        for row in rows:
+            table.add_row(*(Text(f"  {cell}" if name and index == 0 else cell) for index, cell in enumerate(row)))
+        table.add_section()
+    console.print(Text(title, style="bold"))
     console.print(table)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from snnkit.cli.output import number, percent, print_table, say
+from snnkit.cli.output import number, percent, print_sections, print_table, say
 
 if TYPE_CHECKING:
     from snnkit.analysis.accuracy import Accuracy
@@ -102,7 +102,7 @@ def print_energy(energy: "Energy") -> None:
         ]
         for term in energy.terms
     ]
-    rows.append(["total", "", "", f"{energy.bound or ''} {format_energy(energy.joules)}".strip(), ""])
+    rows.append(["total", "", "", _bounded(energy), ""])
     for baseline in energy.baselines:
         rate = energy.break_even_rate(baseline)
         note = (
@@ -126,49 +126,49 @@ def print_energy(energy: "Energy") -> None:
 
 
 def print_quickstart(result: "Quickstart") -> None:
-    """The one table that quickstart ends with."""
+    """The one table that quickstart ends with, the files, and what to try next."""
     from snnkit.analysis.energy import format_energy
 
-    rows = []
+    accuracies = []
     for row in result.rows:
         if row.accuracy is None:
-            rows.append([row.name, "not run", "", row.note, ""])
+            accuracies.append([row.name, "not run", f"{row.note}"])
         else:
-            spikes = "" if row.spikes is None else number(row.spikes)
-            rows.append([row.name, *accuracy_cells(row.accuracy), spikes])
-    columns = ["digits, test split", "accuracy", "95 % interval", "correct", "spikes per inference"]
-    print_table("snnkit quickstart", columns, rows)
+            share, interval, correct = accuracy_cells(row.accuracy)
+            accuracies.append([row.name, share, f"{correct}, 95 % interval {interval}"])
+    counts = result.counts
+    updates = counts.mean("updates_active") + counts.mean("updates_inactive")
+    operations = [
+        ["spikes", number(counts.mean("spikes")), f"simulated, {percent(100 * counts.firing_rate)} of neuron-steps"],
+        ["synaptic operations", number(counts.mean("effective_acs")), "accumulates, exact count"],
+        ["input layer", number(counts.mean("effective_macs")), "multiply-accumulates, at every timestep"],
+        ["neuron updates", number(updates), "every neuron at every timestep"],
+        ["the same ANN", number(counts.ann_macs), "multiply-accumulates, dense, one pass"],
+    ]
+    energies = [
+        [f"{energy.model}, {energy.precision}", _bounded(energy), f"{energy.summary} ({energy.source})"]
+        for energy in result.energies
+    ]
+    energies += [
+        [baseline.name, format_energy(baseline.joules), "modelled, dense, without memory accesses"]
+        for baseline in result.energies[0].baselines
+    ]
+    print_sections(
+        "snnkit quickstart: handwritten digits, test split",
+        ["", "result", "how to read it"],
+        {"accuracy": accuracies, "per inference, integer student": operations, "energy per inference": energies},
+    )
     for agreement in result.agreements:
         print_agreement(agreement)
-    for name, remedy in result.not_run.items():
-        say(f"{name}: not run. {remedy}")
-    counts = result.counts
-    operations = [
-        ["synaptic operations (ACs)", number(counts.mean("effective_acs"))],
-        ["input layer (MACs)", number(counts.mean("effective_macs"))],
-        ["neuron updates", number(counts.mean("updates_active") + counts.mean("updates_inactive"))],
-        ["the same topology as an ANN (MACs)", number(counts.ann_macs)],
-    ]
-    print_table("operations per inference, integer student, simulated", ["operation", "mean"], operations)
-    energies = []
-    for energy in result.energies:
-        bound = f"{energy.bound} " if energy.bound else ""
-        energies.append(
-            [
-                f"integer student, {energy.title}",
-                energy.precision,
-                bound + format_energy(energy.joules),
-                f"modelled, without {energy.leaves_out[0]}",
-            ]
-        )
-    for baseline in result.energies[0].baselines:
-        energies.append([baseline.name, "", format_energy(baseline.joules), "modelled, without memory"])
-    print_table(
-        "energy per inference", ["network and constants", "precision", "energy", "how to read it"], energies, left=2
-    )
     say(f"{result.seconds:.0f} s; files:")
     for path in result.files:
         say(f"  {path}")
     say("next:")
     for line in result.next_commands:
         say(f"  {line}")
+
+
+def _bounded(energy: "Energy") -> str:
+    from snnkit.analysis.energy import format_energy
+
+    return f"{energy.bound or ''} {format_energy(energy.joules)}".strip()

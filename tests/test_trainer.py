@@ -1,0 +1,334 @@
+"""Training: the numbers that the defaults promise, exact continuation, and what users may bring."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from snnkit.config import load_config
+from snnkit.errors import ConfigError, RunFolderError, UnavailableError, UsageError
+from snnkit.network import verify
+from snnkit.runs import Run
+from snnkit.training import checkpoint
+from snnkit.training.data import load_dataset
+from snnkit.training.evaluation import evaluate
+from snnkit.training.lower import lower_run
+from snnkit.training.progress import Progress
+from snnkit.training.trainer import distill, load_student
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = (
+    *("teacher.channels=[4, 8]", "teacher.epochs=2", "student.channels=[4, 6]", "student.timesteps=2"),
+    *("train.epochs=4", "train.batch_size=128", "train.threads=1", "losses.ensemble=0.3"),
+)
+PLAIN = ("losses.kl=0", "losses.feature=0")
+
+
+def small(*overrides):
+    return load_config(None, [*SMALL, *overrides])
+
+
+def without_times(run):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.read_metrics()]
+
+
+def assert_same_runs(a, b):
+    for name in ("last", "best", "teacher"):
+        x, y = (checkpoint.read(getattr(run, name)) for run in (a, b))
+        assert x.header == y.header, name
+        assert x.tensors.keys() == y.tensors.keys(), name
+        for key, tensor in x.tensors.items():
+            assert tensor.dtype == y.tensors[key].dtype
+            assert torch.equal(tensor, y.tensors[key]), key
+    assert without_times(a) == without_times(b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("whole"))
+    return run, distill(small(), run)
+
+
+def test_the_example_reaches_what_it_says(tmp_path):
+    config = load_config(EXAMPLES / "digits.yaml")
+    summary = distill(config, Run(tmp_path))
+    assert summary.teacher.percent >= 99
+    assert summary.student.percent >= 97
+    assert summary.best_epoch in range(1, config.train.epochs + 1)
+    assert len(summary.firing_rates) == 3
+    assert all(0.01 < rate < 0.6 for rate in summary.firing_rates.values())
+
+
+def test_a_run_leaves_its_records(whole):
+    run, summary = whole
+    assert summary.finished
+    assert load_config(run.config) == small()
+    assert json.loads(run.environment.read_text())["threads"] == 1
+    records = run.read_metrics()
+    assert [(record["phase"], record.get("epoch")) for record in records] == [
+        *(("teacher", 1), ("teacher", 2), ("student", 1), ("student", 2), ("student", 3), ("student", 4)),
+        ("test", None),
+    ]
+    student = records[2]
+    assert student["loss"] == pytest.approx(
+        student["cross_entropy"] + 0.3 * student["ensemble"] + student["kl"] + 0.1 * student["feature"], rel=1e-5
+    )
+    assert records[-1]["student"] == {"correct": summary.student.correct, "samples": 360}
+    epochs = {record["epoch"]: record["validation_accuracy"] for record in records if record["phase"] == "student"}
+    assert epochs[summary.best_epoch] == max(epochs.values())
+
+
+def test_a_summary_is_json(whole):
+    summary = whole[1]
+    found = json.loads(json.dumps(summary.to_json()))
+    assert found["student"]["accuracy"] == summary.student.percent
+    assert found["student"]["samples"] == 360
+    assert found["finished"]
+    assert list(summary.accuracies()) == ["teacher", "student", f"student, best epoch ({summary.best_epoch})"]
+
+
+def test_the_last_epoch_counts_and_is_lowered(whole):
+    run, summary = whole
+    student = load_student(run)
+    assert not student.training
+    assert evaluate(student, load_dataset("digits").test) == summary.student
+    net = lower_run(run)
+    assert verify(net) == "float"
+    assert (net.timesteps, net.input.shape) == (2, (1, 8, 8))
+    assert net.metadata["dataset"] == "digits"
+    assert net.metadata["classes"] == list("0123456789")
+    assert net.metadata["accuracy"]["student"] == {"correct": summary.student.correct, "samples": 360}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(whole, tmp_path, stop):
+    run = Run(tmp_path)
+    torch.manual_seed(stop)  # the caller's random state does not matter
+    first = distill(small(), run, stop_after=stop)
+    assert not first.finished
+    assert first.student is None
+    assert len(run.read_metrics()) == stop
+    run.append_metrics({"phase": "teacher", "epoch": 99})  # killed between the record and its checkpoint
+    torch.rand(5)
+    second = distill(small(), run, resume=True)
+    assert_same_runs(run, whole[0])
+    assert (second.student, second.best, second.firing_rates) == (
+        whole[1].student,
+        whole[1].best,
+        whole[1].firing_rates,
+    )
+    distill(small(), run, resume=True)  # nothing is left to do
+    assert_same_runs(run, whole[0])
+
+
+def test_a_run_without_a_checkpoint_resumes_from_its_beginning(whole, tmp_path):
+    run = Run(tmp_path)
+    assert not distill(small(), run, time_limit=0.0).finished
+    assert not run.last.exists()
+    distill(small(), run, resume=True, stop_after=6)
+    assert_same_runs(run, whole[0])
+
+
+def test_a_changed_configuration_is_refused(tmp_path):
+    run = Run(tmp_path)
+    distill(small(*PLAIN), run, stop_after=1)
+    with pytest.raises(ConfigError, match=r"another configuration: student\.tau, train\.lr"):
+        distill(small(*PLAIN, "train.lr=0.1", "student.tau=3.0"), run, resume=True)
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        distill(small(*PLAIN), run)
+    with pytest.raises(RunFolderError, match="there is no run directory"):
+        distill(small(), Run(tmp_path / "missing"), resume=True)
+
+
+def test_without_its_teacher_a_student_is_not_continued(whole, tmp_path):
+    run = Run(tmp_path)
+    distill(small(), run, stop_after=3)
+    run.teacher.unlink()
+    with pytest.raises(RunFolderError, match=r"teacher\.safetensors' is missing"):
+        distill(small(), run, resume=True)
+
+
+def test_losses_of_weight_0_need_no_teacher(tmp_path):
+    summary = distill(small(*PLAIN, "losses.ensemble=0"), Run(tmp_path))
+    assert summary.teacher is None
+    assert not Run(tmp_path).teacher.exists()
+    assert {"kl", "feature", "ensemble"}.isdisjoint(Run(tmp_path).read_metrics()[0])
+
+
+def test_teachers_are_loaded_from_safetensors_and_torch_files(whole, tmp_path):
+    weights = load_file(whole[0].teacher)
+    torch.save(weights, tmp_path / "a.pt")
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "b.pt")
+    for index, path in enumerate((whole[0].teacher, tmp_path / "a.pt", tmp_path / "b.pt")):
+        run = Run(tmp_path / f"run{index}")
+        summary = distill(small(f"teacher.checkpoint={path}", "train.epochs=1"), run)
+        assert summary.teacher == whole[1].teacher
+        assert [record["phase"] for record in run.read_metrics()] == ["student", "test"]
+        assert load_file(run.teacher).keys() == weights.keys()
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_weight_files_that_do_not_fit_are_refused(whole, tmp_path, capsys):
+    torch.save({"weight": Payload()}, tmp_path / "pickle.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "cut.safetensors").write_bytes(whole[0].teacher.read_bytes()[:200])
+    for name, message in [
+        ("missing.pt", "no weight file"),
+        ("pickle.pt", "cannot be read as weights"),
+        ("list.pt", "no state dict"),
+        ("cut.safetensors", "cannot be read as weights"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            distill(small(f"teacher.checkpoint={tmp_path / name}"), Run(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"does not fit the model.*size mismatch"):
+        distill(small(f"teacher.checkpoint={whole[0].teacher}", "teacher.channels=[4, 9]"), Run(tmp_path / "run"))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_checkpoints_that_are_damaged_or_foreign_are_refused(whole, tmp_path):
+    with pytest.raises(RunFolderError, match="no checkpoint"):
+        load_student(Run(tmp_path))
+    damaged = tmp_path / "last.safetensors"
+    damaged.write_bytes(whole[0].last.read_bytes()[:-10])
+    with pytest.raises(RunFolderError, match="not a readable checkpoint"):
+        checkpoint.read(damaged)
+    lower_run(whole[0])
+    checkpoint.write(damaged, {}, {"format_version": 99})
+    with pytest.raises(RunFolderError, match="newer snnkit"):
+        checkpoint.read(damaged)
+    distill(small(), run := Run(tmp_path / "run"), stop_after=1)
+    with pytest.raises(RunFolderError, match="not trained yet"):
+        load_student(run)
+
+
+def test_training_that_diverges_stops_with_the_reason(tmp_path):
+    with pytest.raises(ConfigError, match=r"student's loss is (nan|inf)"):
+        distill(small(*PLAIN, "train.lr=1e30"), Run(tmp_path))
+
+
+OWN = """
+import torch
+from torch import nn
+from spikingjelly.activation_based import layer, neuron
+
+def student(shape, classes, config):
+    size, timesteps = config.options["size"], getattr(config, "timesteps", 2)
+    return nn.Sequential(Repeat(timesteps), layer.Flatten(step_mode="m"), nn.Linear(64, size),
+                         neuron.IFNode(v_threshold=0.5, step_mode="m"), nn.Linear(size, classes))
+
+class Repeat(nn.Module):
+    def __init__(self, timesteps):
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, x):
+        return x.unsqueeze(0).repeat(self.timesteps, 1, 1, 1, 1)
+
+def teacher(shape, classes, config):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes), nn.Dropout(0.1))
+
+class Several(nn.Linear):
+    def forward(self, x):
+        return x, x
+
+def several(shape, classes, config):
+    return Several(1, 1)
+
+def text(shape, classes, config):
+    return "no module"
+
+def mean_squared(logits, teacher, labels):
+    return (logits - teacher).square().mean()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield ("student.model=own_models:student", "teacher.model=own_models:teacher", "student.options={size: 20}")
+    sys.modules.pop("own_models", None)
+
+
+def test_users_bring_models_and_losses(own, tmp_path):
+    settings = (*own, "losses.feature=0", "losses.extra={'own_models:mean_squared': 0.1}", "train.epochs=3")
+    run = Run(tmp_path / "run")
+    summary = distill(small(*settings), run)
+    assert summary.student.percent > 40
+    assert run.read_metrics()[-2]["own_models:mean_squared"] > 0
+    assert list(summary.firing_rates) == ["3"]
+    assert [node.name for node in lower_run(run)] == ["input", "1", "2", "3", "4", "readout"]
+    stopped = Run(tmp_path / "stopped")  # dropout draws from torch's random state, which is saved, too
+    distill(small(*settings), stopped, stop_after=1)
+    distill(small(*settings), stopped, resume=True)
+    assert_same_runs(run, stopped)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["student.model=own_models:teacher"], r"student returns logits of shape \(2, 10\)"),
+        (
+            ["teacher.model=own_models:student", "teacher.options={size: 3}"],
+            r"teacher returns logits of shape .*expected \(2, 10\)",
+        ),
+        (["student.model=own_models:several", "losses.feature=0"], "student returns logits of shape tuple"),
+        (["student.model=own_models:missing"], "cannot be loaded"),
+        (["student.model=own_models:text"], "returned str"),
+        (["student.model=own_models:student", "student.options={size: 4}"], "feature loss cannot pair"),
+        (["student.model=convnets"], "there is no student model 'convnets'"),
+    ],
+)
+def test_models_that_do_not_fit_are_named_before_anything_is_trained(own, tmp_path, settings, message):
+    run = Run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=message):
+        distill(small(*settings), run)
+    assert run.read_metrics() == []
+
+
+def test_settings_of_the_process_are_put_back(tmp_path):
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    state = torch.get_rng_state()
+    distill(small(*PLAIN), Run(tmp_path), stop_after=1)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_progress_is_one_line_an_epoch_on_stderr(tmp_path, capsys):
+    distill(small(), Run(tmp_path / "a"), stop_after=3, quiet=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    starts = [line.split(":")[0] for line in err.splitlines()]
+    assert starts == ["teacher epoch 1/2", "teacher epoch 2/2", "teacher", "student epoch 1/4"]
+    distill(small(*PLAIN), Run(tmp_path / "b"), stop_after=1, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress()
+    progress.start("student", 2, 0)
+    progress.epoch({"phase": "student", "epoch": 1, "loss": 1.0, "validation_accuracy": 50.0, "seconds": 1.0})
+    progress.end()
+    assert "seconds" not in capsys.readouterr().err
+
+
+def test_what_cannot_be_asked_for(tmp_path):
+    with pytest.raises(UsageError, match="stop after 0"):
+        distill(small(), Run(tmp_path), stop_after=0)
+    with pytest.raises(UnavailableError, match="device 'nonsense'"):
+        distill(small(), Run(tmp_path), device="nonsense")
+
+
+def test_a_model_without_taps_is_fine_without_the_feature_loss(whole):
+    assert not hasattr(nn.Linear(1, 1), "taps")
+    assert load_student(whole[0]).taps == ("stages.0.neuron", "stages.1.neuron")
