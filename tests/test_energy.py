@@ -175,6 +175,7 @@ def own(**changes):
         "name": "mine",
         "title": "my chip",
         "technology": "7 nm",
+        "source": "Someone, 2026",
         "precisions": {"int8": {"synaptic_event": price}},
         "leaves_out": ["static power"],
     }

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from snnkit.errors import DataError, UnavailableError, UnsupportedError, WorkerError, WorkerTimeoutError
-from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout
+from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout, save
 from snnkit_exporters import lava as exporter
 from snnkit_targets import lava
 from tests.oracle import simulate
@@ -303,26 +303,21 @@ def test_the_time_limit(lava_environment) -> None:
     assert segments() == []
 
 
-PARENT = """
-import sys
-import numpy as np
-from snnkit.network import load
-from snnkit_targets import lava
-lava.run(load(sys.argv[1]), np.zeros((100_000, 2, 7, 6), np.float32), lava.Options())
-"""
-
-
-def test_snnkit_killed_while_lava_runs(lava_environment, tmp_path: Path) -> None:
-    from snnkit.network import save
-
-    save(images(), tmp_path / "net.safetensors")
-    process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "net.safetensors")])
-    wait_for(lambda: len(workers(process.pid)) > 5)
-    below = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(MARGIN) == -signal.SIGKILL
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_snnkit_signalled_while_lava_runs(lava_environment, tmp_path: Path, number: int, code: int) -> None:
+    before = {entry.name for entry in Path("/dev/shm").iterdir()}
+    net = save(images(), tmp_path / "net.safetensors")
+    np.save(tmp_path / "x.npy", np.zeros((100_000, 2, 7, 6), np.float32))
+    command = [Path(sys.executable).with_name("snnkit"), "run", net, "--data", tmp_path / "x.npy", "--target", "lava"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(workers(process.pid)) > 5)
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=MARGIN)
+    assert process.returncode == code
+    assert "Traceback" not in errors
     wait_for(lambda: not any(child.is_running() for child in below), MARGIN)
-    assert [entry.name for entry in Path("/dev/shm").iterdir() if f"snnkit-{process.pid}-" in entry.name] == []
+    assert {entry.name for entry in Path("/dev/shm").iterdir()} <= before
 
 
 def test_a_result_that_is_not_one_is_refused(lava_environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

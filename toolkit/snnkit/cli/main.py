@@ -38,8 +38,8 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UsageProblem as error:
-        # click appends its own guesses to some messages; the hint has them
-        message = error.message or error.format_message()
+        # the guesses that are appended to some messages belong into the hint
+        message = error.message if hasattr(error, "possibilities") else error.format_message()
         return _report(message.partition(" Did you mean")[0], _usage_hint(error))
     except ClickProblem as error:
         return _report(error.format_message(), "see 'snnkit --help'")
