@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,7 @@ def quickstart(
         energies=tuple(energies),
         files=(*files, *(path for written in exports.values() for path in written)),
         next_commands=(
+            *_activation(),
             f"snnkit inspect {run.path}",
             f"snnkit run {run.path} --target reference --target lava",
             f"snnkit energy {run.path}",
@@ -132,3 +134,11 @@ def quickstart(
         ),
         seconds=time.perf_counter() - start,
     )
+
+
+def _activation() -> list[str]:
+    """What puts ``snnkit`` on the path, where it lives in a virtual environment."""
+    script = Path(sys.executable).parent / "activate"
+    if not script.is_file():
+        return []
+    return [f"source {os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script}"]

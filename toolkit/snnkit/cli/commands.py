@@ -275,7 +275,9 @@ def inspect_(net: Net, json: Json = False) -> None:
         return
     columns = ["node", "kind", "reads", "output", "parameters"]
     rows = [[str(node[column]) for column in columns] for node in description["nodes"]]
-    print_table(f"{net}: {description['kind']} network, {description['timesteps']} timesteps", columns, rows, left=4)
+    print_table(
+        f"{net}: {description['kind']} network, {description['timesteps']} timesteps", columns, rows, text=range(5)
+    )
     for key, value in description["metadata"].items():
         say(f"{key}: {value}")
 
@@ -292,7 +294,7 @@ def list_(
     if json:
         print_json({kind: [{"name": name, "note": note} for name, note in rows]})
         return
-    print_table(kind, ["name", "note"], rows, left=2)
+    print_table(kind, ["name", "note"], rows, text=range(2))
 
 
 @command
@@ -312,6 +314,6 @@ def doctor(
         print_json({"checks": [dataclasses.asdict(check) for check in checks]})
     else:
         rows = [[check.name, "ok" if check.ok else "no", check.detail, check.fix] for check in checks]
-        print_table("doctor", ["what", "", "found", "what to do"], rows, left=4)
+        print_table("doctor", ["what", "", "found", "what to do"], rows, text=range(4))
     if not all(check.ok or check.optional for check in checks):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 SCHEMA = 1
@@ -15,18 +15,20 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """A table whose first ``left`` columns are text and the others numbers."""
-    _print(title, columns, {"": rows}, text_columns=set(range(left)))
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collection[int] = (0,)
+) -> None:
+    """A table; the columns whose index is in ``text`` hold text, the others numbers."""
+    _print(title, columns, {"": rows}, text)
 
 
 def print_sections(title: str, columns: Sequence[str], sections: dict[str, Sequence[Sequence[str]]]) -> None:
     """A table of headed sections whose second column holds numbers."""
-    _print(title, columns, sections, text_columns=set(range(len(columns))) - {1})
+    _print(title, columns, sections, text=set(range(len(columns))) - {1})
 
 
 def _print(
-    title: str, columns: Sequence[str], sections: dict[str, Sequence[Sequence[str]]], *, text_columns: set[int]
+    title: str, columns: Sequence[str], sections: dict[str, Sequence[Sequence[str]]], text: Collection[int]
 ) -> None:
     from rich import box
     from rich.console import Console
@@ -38,7 +40,7 @@ def _print(
     console = Console(file=sys.stdout, width=width, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index in text_columns else "right", overflow="fold")
+        table.add_column(column, justify="left" if index in text else "right", overflow="fold")
     for name, rows in sections.items():
         if name:
             table.add_row(Text(name, style="bold"))

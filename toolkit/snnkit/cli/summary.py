@@ -120,7 +120,7 @@ def print_energy(energy: "Energy") -> None:
             ]
         )
     columns = ["term", "operations", "each", "energy", "source"]
-    print_table(f"{energy.title}, {energy.precision}: {energy.label}, per inference", columns, rows)
+    print_table(f"{energy.title}, {energy.precision}: {energy.label}, per inference", columns, rows, text=(0, 4))
     say(f"technology: {energy.technology}")
     say("left out: " + "; ".join(energy.leaves_out))
 
