@@ -115,6 +115,16 @@ def test_an_unknown_config_key_names_the_nearest(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("key", ["teacher.checkpoint", "student.init_from"])
+def test_weights_that_are_missing_are_named_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str
+) -> None:
+    settings = ["--set", f"{key}=missing.safetensors", "-o", str(tmp_path / "out")]
+    error, _ = fails(capsys, "distill", str(EXAMPLES / "digits.yaml"), *settings)
+    assert "there is no weight file 'missing.safetensors'" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("keep")

@@ -42,7 +42,7 @@ def test_the_example_is_valid():
         ("train.epochs=0", "'train.epochs' is 0: input should be greater than or equal to 1", "train.epochs"),
         ("train.lr=.nan", "'train.lr' is nan", "train.lr"),
         ("student.tau=1.0", "'student.tau' is 1.0: input should be greater than 1", "student.tau"),
-        ("student.neuron=adex", "input should be 'lif' or 'if'", "student.neuron"),
+        ("student.neuron=adex", "input should be 'lif', 'if', 'plif' or 'cuba'", "student.neuron"),
         ("student.channels=[8, a]", "'student.channels.1' is 'a'", "student.channels"),
         ("data=3", "'data' is 3", "data"),
         ("train.seed.x=3", "'train.seed' is {'x': 3}", "train.seed"),

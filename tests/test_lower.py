@@ -153,6 +153,18 @@ def test_a_users_spikingjelly_network_in_multi_step_mode(digits, options):
     assert [node.kernel_size for node in net if isinstance(node, AvgPool2d)] == [(2, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_a_learned_time_constant_of_spikingjelly_is_put_on_the_grid(digits, decay_input):
+    model = spikingjelly_model("m")
+    model[2] = neuron.ParametricLIFNode(init_tau=3.0, decay_input=decay_input, v_threshold=0.25, step_mode="m")
+    model[2].w.data.fill_(-np.log(4096 / 1234 - 1))  # as learned: on the grid, so that both compute the same
+    net = lower(model, (1, 8, 8), timesteps=5, input_has_time=True)
+    assert int(net["2"].voltage_decay) == 1234
+    x = torch.from_numpy(digits.test.x[:40])
+    trace, answer = assert_same_spikes(net, model, x, x.expand(5, *x.shape))
+    assert np.allclose(trace.readouts, answer.sum(0).numpy(), atol=1e-3)
+
+
 class Loop(nn.Module):
     """Single-step layers in a loop over time, as in many tutorials."""
 
@@ -233,14 +245,14 @@ class Refused(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
         self.relu = nn.ReLU()
-        self.learned = neuron.ParametricLIFNode(step_mode="m")
+        self.quadratic = neuron.QIFNode(step_mode="m")
         self.biased = neuron.LIFNode(v_reset=-1.0, step_mode="m")
         self.pool = nn.MaxPool2d(2)
         self.fc = nn.Linear(64, 10)
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        x = self.learned(self.relu(self.conv(x)).unsqueeze(0).expand(4, -1, -1, -1, -1))
+        x = self.quadratic(self.relu(self.conv(x)).unsqueeze(0).expand(4, -1, -1, -1, -1))
         x = self.biased(x * self.scale)
         x = torch.sigmoid(self.pool(x.flatten(0, 1)))
         return self.fc(x.flatten(1)).view(-1, 4, 10)
@@ -253,7 +265,7 @@ def test_every_obstacle_is_listed_at_once():
     expected = [
         "circular",
         "ReLU",
-        "ParametricLIFNode",
+        "QIFNode",
         "mul()",
         "v_reset -1.0",
         "MaxPool2d",
@@ -303,6 +315,18 @@ def test_what_would_be_wrong_is_refused(forward, message):
 def test_a_linear_layer_on_a_map_is_refused():
     with pytest.raises(UnsupportedError, match="is not flat"):
         lower(nn.Sequential(nn.Linear(2, 2), neuron.IFNode()), (1, 2, 2), timesteps=2)
+
+
+def test_a_model_may_tell_images_from_events_by_their_axes():
+    def forward(m, x):
+        if x.dim() == 4:
+            x = x.unsqueeze(0).expand(2, -1, -1, -1, -1)
+        return m.out(m.steps(m.fc(x.flatten(2))))
+
+    model = with_neuron(forward)
+    for encoding in ("direct", "events"):
+        net = lower(model, (1, 2, 2), timesteps=2, encoding=encoding)
+        assert [node.name for node in net][2:] == ["fc", "steps", "out", "readout"]
 
 
 def test_parameters_are_copied_as_float32():

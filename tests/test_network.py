@@ -25,6 +25,7 @@ from snnkit.network import (
     Readout,
     apply,
     fold_batchnorm,
+    fold_pooling,
     load,
     materialise_shortcuts,
     quantize,
@@ -33,6 +34,7 @@ from snnkit.network import (
     verify,
 )
 from snnkit.network.storage import HEADER
+from snnkit_targets import reference
 from tests.networks import integer_networks, threshold
 
 
@@ -225,6 +227,61 @@ def test_quantize_refuses_what_no_integer_can_hold() -> None:
         quantize(quantize(float_network()))
     with pytest.raises(NetworkError, match="9-bit"):
         quantize(float_network(), weight_bits=9)
+
+
+def pooled_network(kernel_size, stride, size=(5, 6)) -> Network:
+    """Spikes, averages, a flattened view, two linear layers into one readout."""
+    rng = np.random.default_rng(1)
+    rows, columns = ((size[i] - kernel_size[i]) // stride[i] + 1 for i in (0, 1))
+    features = 3 * rows * columns
+    head = {"inputs": (Edge("flat"),), "bias": rng.normal(size=2).astype(np.float32)}
+    return Network(
+        timesteps=4,
+        nodes=(
+            Input(name="x", shape=(3, *size), encoding="events"),
+            LIF(name="lif", inputs=(Edge("x"),), v_threshold=threshold(1.0), voltage_decay=np.array(0, np.int32)),
+            AvgPool2d(name="pool", inputs=(Edge("lif"),), kernel_size=kernel_size, stride=stride),
+            Flatten(name="flat", inputs=(Edge("pool"),)),
+            Affine(name="a", weight=rng.normal(size=(2, features)).astype(np.float32), **head),
+            Affine(name="b", weight=rng.normal(size=(2, features)).astype(np.float32), **head),
+            Readout(name="out", inputs=(Edge("a"), Edge("b"))),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride"),
+    [((5, 6), (5, 6)), ((2, 3), (2, 3)), ((3, 2), (1, 2)), ((2, 2), (3, 4))],
+    ids=["global", "tiles", "overlapping", "gaps"],
+)
+def test_averages_fold_into_the_linear_layers_behind_them(kernel_size, stride) -> None:
+    net = pooled_network(kernel_size, stride)
+    folded = apply(net, [fold_pooling])
+    assert [node.name for node in folded] == ["x", "lif", "flat", "a", "b", "out"]
+    assert folded["a"].weight.shape == (2, 90)
+    np.testing.assert_array_equal(folded["a"].bias, net["a"].bias)
+    events = np.random.default_rng(2).integers(0, 2, (4, 7, 3, 5, 6)).astype(np.uint8)
+    before, after = (reference.run(n, events, reference.Options()).readouts for n in (net, folded))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    assert before.std() > 0.1
+
+
+def test_averages_that_something_else_reads_are_left_in_place() -> None:
+    net = pooled_network((5, 6), (5, 6))
+    weight = np.ones((3, 3, 1, 1), np.float32)
+    fire = {"v_threshold": threshold(1.0), "voltage_decay": np.array(0, np.int32)}
+    more = (
+        Conv2d(name="conv", inputs=(Edge("pool"),), weight=weight),
+        LIF(name="lif2", inputs=(Edge("conv"),), **fire),
+        Flatten(name="flat2", inputs=(Edge("lif2"),)),
+    )
+    nodes = (*net.nodes[:4], *more, *replace(net, "b", inputs=(Edge("flat2"),)).nodes[4:])
+    shared = dataclasses.replace(net, nodes=nodes)
+    both = replace(net, "a", inputs=(Edge("flat"), Edge("flat")))
+    for other in (shared, both):
+        assert same(apply(other, [fold_pooling]), other)
+    with pytest.raises(UnsupportedError, match=r"'pool' \(AvgPool2d\) is float only"):
+        quantize(shared)
 
 
 def test_shortcuts_share_the_scale_of_the_neuron_they_enter() -> None:

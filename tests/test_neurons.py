@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import neuron, surrogate
+from spikingjelly.activation_based import functional, neuron, surrogate
 
 from snnkit.training.neurons import SpikingNeuron, decay_on_grid, is_neuron, reset_neurons
 
@@ -36,6 +36,124 @@ def test_spikes_and_gradients_equal_spikingjellys_own_nodes(decay, name, reset):
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), x)
     assert torch.equal(gradient, expected_gradient)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("tau", [2.0, 3.0])
+def test_a_learned_tau_equals_spikingjellys_own_node(tau, name, reset):
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 2, 4, 4, requires_grad=True)
+    own = SpikingNeuron(
+        voltage_decay=decay_on_grid(tau),
+        learned=True,
+        v_threshold=0.7,
+        reset=reset,
+        surrogate=name,
+        surrogate_alpha=SURROGATES[name].alpha,
+    )
+    other = neuron.ParametricLIFNode(
+        init_tau=4096 / decay_on_grid(tau),
+        decay_input=False,
+        v_threshold=0.7,
+        v_reset=0.0 if reset == "zero" else None,
+        surrogate_function=SURROGATES[name],
+        detach_reset=True,
+        step_mode="m",
+    )
+    assert torch.equal(own.w, other.w)
+    spikes, expected = own(x), other(x)
+    assert torch.equal(spikes, expected)
+    assert 0 < spikes.mean() < 1
+    weight = torch.randn_like(spikes)
+    gradients = torch.autograd.grad((spikes * weight).sum(), (x, own.w))
+    for gradient, other_gradient in zip(
+        gradients, torch.autograd.grad((expected * weight).sum(), (x, other.w)), strict=True
+    ):
+        assert torch.equal(gradient, other_gradient)
+        assert gradient.abs().sum() > 0
+    assert own.voltage_decay == decay_on_grid(tau)
+    own.w.data.fill_(0.3)
+    assert own.voltage_decay == round(4096 / (1 + np.exp(-0.3)))
+    assert list(own.state_dict()) == ["w"]
+
+
+class HeavisideWithSigmoidGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        s = torch.sigmoid(4.0 * ctx.saved_tensors[0])
+        return gradient * 4.0 * s * (1 - s)
+
+
+@pytest.mark.parametrize("voltage_decay", [0, 1365])
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_a_filtered_current_follows_its_equation(reset, voltage_decay):
+    torch.manual_seed(0)
+    x = (torch.rand(6, 3, 2, 4, 4) - 0.2).requires_grad_()
+    own = SpikingNeuron(voltage_decay=voltage_decay, current_decay=1024, v_threshold=0.7, reset=reset)
+    spikes = own(x)
+    u = v = torch.zeros_like(x[0])
+    expected = []
+    for current in x:
+        u = u * (1 - 1024 / 4096) + current
+        v = v * (1 - voltage_decay / 4096) + u
+        fired = HeavisideWithSigmoidGradient.apply(v - 0.7)
+        expected.append(fired)
+        v = v * (1 - fired.detach()) if reset == "zero" else v - 0.7 * fired.detach()
+    expected = torch.stack(expected)
+    assert 0.1 < spikes.mean() < 0.9
+    assert torch.equal(spikes, expected)
+    weight = torch.randn_like(spikes)
+    (gradient,) = torch.autograd.grad((spikes * weight).sum(), x)
+    (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), x)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-6)
+    assert gradient[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"learned": True}, {"current_decay": 2048}], ids=["lif", "learned", "filtered"]
+)
+def test_under_bf16_autocast_the_state_is_float32(options, monkeypatch):
+    """Spikes of bf16 currents are those of the same numbers in float32; only their type differs."""
+    torch.manual_seed(0)
+    own = SpikingNeuron(voltage_decay=2048, v_threshold=0.7, **options)
+    states = []
+    for name in ("lif_multi_step", "plif_multi_step"):
+        function = getattr(functional, name)
+
+        def spy(x_seq, v, *args, function=function, **named):
+            states.append(v.dtype)
+            return function(x_seq, v, *args, **named)
+
+        monkeypatch.setattr(functional, name, spy)
+    linear = torch.nn.Linear(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        current = linear(torch.randn(5, 16, 8))
+        assert current.dtype == torch.bfloat16
+        current.retain_grad()
+        spikes = own(current)
+    assert states == [torch.float32]
+    assert spikes.dtype == torch.bfloat16
+    exact = current.detach().float().requires_grad_()
+    assert torch.equal(spikes.float(), own(exact))
+    assert 0.05 < spikes.float().mean() < 0.95
+    weight = torch.randn_like(exact)
+    (spikes.float() * weight).sum().backward()
+    (own(exact) * weight).sum().backward()
+    assert current.grad.dtype == torch.bfloat16
+    assert torch.allclose(current.grad.float(), exact.grad, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_of_the_input_is_kept(layout):
+    x = torch.randn(6, 8, 4, 4).contiguous(memory_format=layout).unflatten(0, (3, 2))
+    spikes = SpikingNeuron(voltage_decay=2048)(x)
+    assert spikes.stride() == x.stride()
 
 
 def test_it_follows_its_equation_and_fires_at_the_threshold():

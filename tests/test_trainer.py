@@ -1,6 +1,8 @@
 """Training: the numbers that the defaults promise, exact continuation, and what users may bring."""
 
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,9 +17,12 @@ from snnkit.network import verify
 from snnkit.runs import Run
 from snnkit.training import checkpoint
 from snnkit.training.data import load_dataset
+from snnkit.training.ema import MovingAverage
 from snnkit.training.evaluation import evaluate
 from snnkit.training.lower import lower_run
+from snnkit.training.objective import StudentObjective
 from snnkit.training.progress import Progress
+from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_at
 from snnkit.training.trainer import distill, load_student
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -332,3 +337,104 @@ def test_what_cannot_be_asked_for(tmp_path):
 def test_a_model_without_taps_is_fine_without_the_feature_loss(whole):
     assert not hasattr(nn.Linear(1, 1), "taps")
     assert load_student(whole[0]).taps == ("stages.0.neuron", "stages.1.neuron")
+
+
+def test_the_schedule_warms_up_and_ends_at_0():
+    rates = [learning_rate(step, 20, 5, 0.1) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[5] == pytest.approx(0.1)
+    assert rates[5 + 15 // 3] == pytest.approx(0.1 * (1 + math.cos(math.pi / 3)) / 2)
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
+    assert learning_rate(20, 20, 5, 0.1) == pytest.approx(0)
+    found = [timesteps_at(step, 10, {2: 0.6, 1: 0.3}, 4) for step in range(10)]
+    assert found == [1, 1, 1, 2, 2, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_biases_and_normalisation_do_not_decay(kind):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    with torch.no_grad():
+        net[1].bias.fill_(1.0)
+    optimizer = build_optimizer(net, small(f"train.optimizer={kind}", "train.weight_decay=0.1", "train.lr=0.5").train)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, net.parameters(), strict=True):
+        # Nesterov's first step is 1.9 times as long
+        assert torch.allclose(new, old * (1 - 0.05 * (1.9 if kind == "sgd" else 1)) if old.dim() > 1 else old)
+    if kind == "sgd":
+        assert all((group["momentum"], group["nesterov"]) == (0.9, True) for group in optimizer.param_groups)
+
+
+def test_the_moving_average_follows_its_equation_and_has_statistics_of_its_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).double()
+    average = MovingAverage(net, 0.5)
+    expected = net[0].weight.detach().clone()
+    for step in range(9):
+        with torch.no_grad():
+            net[0].weight.add_(1.0)
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * net[0].weight.detach()
+    assert torch.allclose(average.model[0].weight, expected)
+    batches = [torch.rand(4, 1, 5, 5, dtype=torch.float64) for _ in range(3)]
+    average.recompute_statistics(iter(batches))
+    means = [average.model[0](batch).mean((0, 2, 3)) for batch in batches]
+    assert torch.allclose(average.model[1].running_mean, torch.stack(means).mean(0))
+    assert not average.model.training
+    assert average.model[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_metrics(tmp_path, precision):
+    runs = [Run(tmp_path / name) for name in "ab"]
+    for run in runs:
+        distill(small("train.epochs=1", f"train.precision={precision}", "train.optimizer=sgd", "train.lr=0.1"), run)
+    assert without_times(runs[0]) == without_times(runs[1])
+    assert_same_runs(*runs)
+
+
+def test_the_curriculum_sets_the_timesteps_of_training_only(tmp_path, monkeypatch):
+    seen = []
+    forward = StudentObjective.forward
+
+    def spy(self, *arguments):
+        seen.append(self.model.timesteps)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(StudentObjective, "forward", spy)
+    run = Run(tmp_path)
+    distill(small(*PLAIN, "student.timesteps=3", "train.curriculum={1: 0.25, 2: 0.75}"), run)
+    assert seen == [1] * 9 + [2] * 18 + [3] * 9
+    assert load_student(run).timesteps == 3
+
+
+def test_without_validation_nothing_is_chosen(tmp_path, capsys):
+    run = Run(tmp_path)
+    summary = distill(small(*PLAIN, "data.validation=0"), run, quiet=False)
+    assert summary.best == summary.student
+    assert summary.best_epoch == 4
+    assert [record.get("validation_accuracy") for record in run.read_metrics()] == [None] * 5
+    err = capsys.readouterr().err
+    assert "student epoch 1/4: loss" in err
+    assert "training" in err
+    assert "left" in err
+
+
+def test_a_time_limit_leaves_out_the_epoch_that_would_not_fit(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 10))  # every look at it takes 10 seconds
+    monkeypatch.setattr("snnkit.training.fit.time.perf_counter", lambda: float(next(clock)))
+    run = Run(tmp_path)
+    assert not distill(small(*PLAIN), run, time_limit=75.0).finished
+    assert [record["epoch"] for record in run.read_metrics()] == [1, 2]
+    assert distill(small(*PLAIN), run, resume=True).finished
+
+
+def test_precision_reaches_the_weights(tmp_path):
+    distill(small(*PLAIN, "train.precision=fp64", "train.epochs=1", "train.ema=0.5"), run := Run(tmp_path))
+    last = checkpoint.read(run.last)
+    assert last.tensors["model.classifier.weight"].dtype == torch.float64
+    assert last.state("ema").keys() == last.state("model").keys()
+    assert load_student(run).classifier.weight.dtype == torch.float32

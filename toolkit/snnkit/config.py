@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snnkit.errors import ConfigError, did_you_mean
 
@@ -27,39 +27,122 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class DataConfig(Section):
-    """``name``: a data set of snnkit, or ``module:function`` that returns a Dataset; ``root``: where its files are.
+class AugmentConfig(Section):
+    """What happens to training images, batch by batch; teacher and student see the same. 0 or false: not done.
 
-    ``shift``: training images are moved by up to so many pixels in each direction; teacher and student see the same.
+    ``crop``: a random crop after so many pixels of zero padding (the image moves by up to as many); ``flip``: left and
+    right, every other image; ``autoaugment``: a published policy; ``cutout``: edge of a square of zeros; ``mixup`` and
+    ``cutmix``: alpha of their Beta distribution, of which one is drawn for a share ``p`` of the batches.
+    """
+
+    crop: Annotated[int, Field(ge=0)] = 1
+    flip: bool = False
+    autoaugment: Literal["cifar10"] | None = None
+    cutout: Annotated[int, Field(ge=0)] = 0
+    mixup: Weight = 0.0
+    cutmix: Weight = 0.0
+    p: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class DataConfig(Section):
+    """``name``: a data set of snnkit, ``tonic:NAME``, or ``module:function``, called with (root, **options).
+
+    ``root``: where its files are, before SNNKIT_DATA and the user's cache folder; ``download`` gets them if missing.
+    ``validation``: samples held out of the training data (default: the set's usual number; 0: none, then nothing can
+    be chosen on it). ``encoding``: how still images become a spiking input. ``size`` (height, width): of an image
+    folder, or of a sensor. ``binning``: events are cut into frames of equal time, or of equal count.
     """
 
     name: str = "digits"
     root: str | None = None
-    shift: Annotated[int, Field(ge=0)] = 1
+    download: bool = False
+    validation: Annotated[int, Field(ge=0)] | None = None
+    encoding: Literal["direct", "rate", "latency"] = "direct"
+    size: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    binning: Literal["time", "count"] = "time"
+    options: dict[str, Any] = {}
+    augment: AugmentConfig = AugmentConfig()
 
 
-class TeacherConfig(Section):
+class Optimisation(Section):
+    """How a network is trained: learning rate from a linear warm-up, then a cosine per step to 0.
+
+    ``sgd`` has Nesterov momentum 0.9; ``weight_decay`` leaves out biases and normalisation. ``grad_clip`` limits the
+    gradient's norm and ``ema`` is the decay of a moving average of the weights, which then is the network that counts;
+    0 switches either off.
+    """
+
+    epochs: Count
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Rate
+    weight_decay: Weight = 1e-2
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    grad_clip: Weight = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _warm(self) -> "Optimisation":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"{self.warmup_epochs} warm-up epochs leave none of {self.epochs}")
+        return self
+
+
+class TeacherConfig(Optimisation):
     """The artificial network: trained in the run, or read from ``checkpoint`` (safetensors, or a torch state dict).
 
+    ``channels`` of its stages (default: the model's own) are multiplied by ``width``; ``shortcut`` B is a projection,
+    A subsampling without weights. ``torchvision:NAME`` may start ``pretrained``; ``replace_head`` then trains a new
+    last layer for other classes. ``mean`` and ``std`` of each channel are taken out of the teacher's images.
     ``options`` is for a ``module:function`` model; it is called with (input_shape, classes, this section).
     """
 
     model: str = "convnet"
-    channels: Channels = (32, 64, 64)
+    channels: Channels | None = None
+    width: Rate = 1.0
+    shortcut: Literal["A", "B"] = "B"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     checkpoint: str | None = None
+    pretrained: bool = False
+    replace_head: bool = False
+    mean: Annotated[tuple[float, ...], Field(min_length=1, strict=False)] | None = None
+    std: Annotated[tuple[Rate, ...], Field(min_length=1, strict=False)] | None = None
     epochs: Count = 25
     lr: Rate = 3e-3
     options: dict[str, Any] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether its weights are loaded, not trained: from ``checkpoint``, or pretrained with their own last layer."""
+        return self.checkpoint is not None or (self.pretrained and not self.replace_head)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TeacherConfig":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std need each other")
+        if self.replace_head and not self.pretrained:
+            raise ValueError("replace_head is for pretrained weights")
+        if self.pretrained and (self.checkpoint or not self.model.startswith("torchvision:")):
+            raise ValueError("pretrained is for torchvision's models, without a checkpoint")
+        return self
+
 
 class StudentConfig(Section):
-    """The spiking network. ``tau`` is the membrane's time constant in timesteps; ``if`` neurons have none."""
+    """The spiking network. ``tau`` is the membrane's time constant in timesteps, ``tau_synapse`` that of the current.
+
+    Neurons: ``if`` has no leak, ``plif`` learns tau (one a layer), ``cuba`` filters its current. ``channels``,
+    ``width`` and ``shortcut`` as in the teacher. ``init_from`` teacher, or a file of weights: the student starts from
+    its artificial twin, the teacher of the same model and size.
+    """
 
     model: str = "convnet"
-    neuron: Literal["lif", "if"] = "lif"
+    neuron: Literal["lif", "if", "plif", "cuba"] = "lif"
     timesteps: Count = 4
-    channels: Channels = (16, 32, 32)
+    channels: Channels | None = None
+    width: Rate = 1.0
+    shortcut: Literal["A", "B"] = "B"
+    init_from: str | None = None
     tau: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
+    tau_synapse: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
     v_threshold: Rate = 1.0
     reset: Literal["zero", "subtract"] = "zero"
     surrogate: Literal["sigmoid", "triangle", "atan"] = "sigmoid"
@@ -68,32 +151,59 @@ class StudentConfig(Section):
 
 
 class LossesConfig(Section):
-    """Weights of the student's losses; 0 switches one off. ``kl``, ``feature`` and ``extra`` need the teacher.
+    """Weights of the student's losses; 0 switches one off. All but the first, ``ensemble``, ``entropy`` and ``prefix``
+    need the teacher.
 
-    ``extra`` maps ``module:function`` to a weight; the function gets (logits [T, N, K], teacher logits [N, K],
-    labels [N]) and returns a scalar.
+    ``cross_entropy_on``, ``kl_on``: every timestep, or the mean of the logits over time. ``temperature`` is that of all
+    divergences of logits. ``feature`` aligns the tapped ``stages`` (their numbers from 0; default all), as the
+    student's ``spike`` trains or the ``membrane`` input currents, through a ``projector``. ``extra`` maps
+    ``module:function`` to a weight; it gets (logits [T, N, K], teacher logits [N, K], labels [N]), returns a scalar.
     """
 
     cross_entropy: Weight = 1.0
+    cross_entropy_on: Literal["steps", "mean"] = "steps"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     kl: Weight = 1.0
+    kl_on: Literal["steps", "mean"] = "steps"
     temperature: Rate = 4.0
     ensemble: Weight = 0.0
+    entropy: Weight = 0.0
+    prefix: Weight = 0.0
     feature: Weight = 0.1
+    features: Literal["spike", "membrane"] = "spike"
+    projector: Literal["none", "channelwise", "1x1"] = "1x1"
+    stages: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, strict=False)] | None = None
+    activation_map: Weight = 0.0
     extra: dict[str, Weight] = {}
 
     @property
     def distilled(self) -> bool:
         """Whether any loss needs the teacher."""
-        return any((self.kl, self.feature, *self.extra.values()))
+        return any((self.kl, self.feature, self.activation_map, *self.extra.values()))
+
+    @model_validator(mode="after")
+    def _any(self) -> "LossesConfig":
+        if not any((self.distilled, self.cross_entropy, self.ensemble, self.entropy, self.prefix)):
+            raise ValueError("all weights are 0, so that nothing would be learnt")
+        return self
 
 
-class TrainConfig(Section):
-    """The student's optimisation (AdamW, cosine to 0); batch, decay, seed and threads hold for the teacher, too."""
+class TrainConfig(Optimisation):
+    """The student's optimisation; what is not in :class:`Optimisation` holds for the teacher's, too.
+
+    ``precision``: tf32 matters on NVIDIA GPUs only; bf16 is autocast, with logits and losses in float32; fp64 is for
+    comparisons. ``channels_last`` is the memory layout that convolutions are quicker in. ``curriculum`` {2: 0.6}
+    trains with 2 timesteps for the first 60 % of the student's steps, then with all. ``freeze_batchnorm`` keeps the
+    statistics as they are, for fine-tuning.
+    """
 
     epochs: Count = 25
-    batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Rate = 5e-3
-    weight_decay: Weight = 1e-2
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    curriculum: dict[Annotated[int, Field(ge=1, strict=False)], Annotated[float, Field(gt=0, lt=1)]] = {}
+    precision: Literal["fp64", "fp32", "tf32", "bf16"] = "fp32"
+    channels_last: bool = True
+    freeze_batchnorm: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Count | None = None
 
@@ -110,8 +220,8 @@ class DistillConfig(Section):
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the run trains or loads a teacher: a loss needs it, or its weights are given."""
-        return self.losses.distilled or self.teacher.checkpoint is not None
+        """Whether the run trains or loads a teacher: a loss or the student's start needs it, or it is given."""
+        return self.losses.distilled or self.teacher.ready or self.student.init_from == "teacher"
 
     def to_yaml(self) -> str:
         """The resolved configuration, every value written out."""
@@ -161,7 +271,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     try:
         return DistillConfig.model_validate(values)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -187,7 +297,8 @@ def known_keys(model: type[BaseModel] = DistillConfig, prefix: str = "") -> Iter
             yield from known_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _explained(error: ValidationError) -> ConfigError:
+def explained(error: ValidationError) -> ConfigError:
+    """The first problem that pydantic found, with the dotted key and what it takes."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -205,7 +316,7 @@ def differences(a: DistillConfig, b: DistillConfig) -> list[str]:
             if isinstance(value, dict) and value:
                 yield from flat(value, f"{prefix}{key}.")
             else:
-                yield prefix + key, value
+                yield f"{prefix}{key}", value
 
     left, right = dict(flat(a.model_dump())), dict(flat(b.model_dump()))
     return [key for key in {**left, **right} if left.get(key, math.nan) != right.get(key, math.nan)]

@@ -26,11 +26,13 @@ def inventory(kind: str) -> list[tuple[str, str]]:
             from snnkit.training.models import STUDENTS, TEACHERS
 
             students = [(name, f"student: {_summary(model)}") for name, model in STUDENTS.items()]
-            return students + [(name, f"teacher: {_summary(model)}") for name, model in TEACHERS.items()]
+            teachers = [(name, f"teacher: {_summary(model)}") for name, model in TEACHERS.items()]
+            return [*students, *teachers, ("torchvision:NAME", "teacher: any classifier of torchvision, by its name")]
         case "datasets":
             from snnkit.training.data import DATASETS
 
-            return [(name, _summary(function)) for name, function in DATASETS.items()]
+            named = [(name, _summary(function)) for name, function in DATASETS.items()]
+            return [*named, ("tonic:NAME", "any event data set of tonic, by its name")]
     raise UsageError(f"there is no kind '{kind}'", did_you_mean(kind, KINDS))
 
 

@@ -6,7 +6,7 @@ Modules that need torch are imported where they are used, so that the rest stays
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,14 @@ import numpy as np
 from snnkit import plugins
 from snnkit.analysis.accuracy import Accuracy
 from snnkit.analysis.compare import Agreement, compare
+from snnkit.config import load_config
 from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableError, UnsupportedError, UsageError
 from snnkit.network import (
     Network,
     Trace,
     apply,
     fold_batchnorm,
+    fold_pooling,
     infer_shapes,
     materialise_shortcuts,
     predictions,
@@ -67,13 +69,13 @@ def load_samples(net: Network, data: str | None = None, *, count: int | None = N
     if data is not None and data.endswith(".npy"):
         samples = _samples_from_files(data)
     else:
-        from snnkit.training.data import load_dataset
+        from snnkit.training.data import load_configured, settings_of
 
-        name = data or net.metadata.get("dataset")
-        if not isinstance(name, str):
+        settings = settings_of(net.metadata, data)
+        if settings is None:
             raise DataError("the network does not say which data set it belongs to", "name one with --data")
-        test = load_dataset(name).test
-        samples = Samples(test.x, test.y, name)
+        test = load_configured(settings, net.timesteps).test
+        samples = Samples(test.x, test.y, settings.name)
     if count is not None:
         if count < 1:
             raise UsageError(f"{count} samples cannot be run", "give at least 1")
@@ -121,24 +123,30 @@ class QuantizedNode:
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """The integer network, where it was written, and what the calibration samples showed."""
+    """The integer network, where it was written, and what the calibration samples showed.
+
+    ``accuracies``, on these samples where their labels are known: of the network before and after, by what it is.
+    """
 
     network: Network
     path: Path | None
     calibration_samples: int
     changed_predictions: int
     nodes: tuple[QuantizedNode, ...]
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
 
 
-def quantize(net: Network, calibration: Array, *, weight_bits: int = 8, input_bits: int = 4) -> Quantization:
-    """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs.
+def quantize(
+    net: Network, calibration: Array, labels: Array | None = None, *, weight_bits: int = 8, input_bits: int = 4
+) -> Quantization:
+    """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs, with ``labels`` if known.
 
     Raises :class:`UnsupportedError` where a layer fires in the float network but has gone silent, or fires always,
     in the integer one.
     """
     from snnkit_targets import reference
 
-    folded = apply(net, [fold_batchnorm, materialise_shortcuts])
+    folded = apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling])
     integer = quantize_network(folded, weight_bits=weight_bits, input_bits=input_bits)
     before = reference.run(folded, calibration, reference.Options())
     after = reference.run(integer, calibration, reference.Options())
@@ -164,21 +172,33 @@ def quantize(net: Network, calibration: Array, *, weight_bits: int = 8, input_bi
     if dead:
         raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
     changed = int(np.count_nonzero(predictions(before) != predictions(after)))
-    return Quantization(integer, None, after.samples, changed, nodes)
+    accuracies = {}
+    if labels is not None:
+        traces = {"float network": before, "integer network": after}
+        accuracies = {name: Accuracy.of(predictions(trace), labels) for name, trace in traces.items()}
+    return Quantization(integer, None, after.samples, changed, nodes, accuracies)
 
 
 def quantize_run(
     path: PathLike, *, weight_bits: int = 8, input_bits: int = 4, calibrate: int | None = None
 ) -> Quantization:
-    """Lowers and quantises the student of a run, calibrated on its validation split, and writes its network."""
-    from snnkit.training.data import load_dataset
+    """Lowers and quantises the student of a run, calibrated on its validation split, and writes its network.
+
+    Without a validation split, on the first 1,000 training samples. The accuracy there of the student as trained
+    stands beside the float network's: lowering puts what was learned, as a PLIF neuron's tau, on the chip's grid.
+    """
+    from snnkit.training.data import load_configured
+    from snnkit.training.evaluation import evaluate as evaluate_student
     from snnkit.training.lower import lower_run
+    from snnkit.training.trainer import load_student
 
     run = Run.open(path)
     net = lower_run(run)
-    validation = load_dataset(str(net.metadata["dataset"])).validation
-    result = quantize(net, validation.x[:calibrate], weight_bits=weight_bits, input_bits=input_bits)
-    return dataclasses.replace(result, path=save(result.network, run.network))
+    data = load_configured(load_config(run.config).data, net.timesteps)
+    samples = data.validation.first(calibrate) if len(data.validation) else data.train.first(calibrate or 1000)
+    result = quantize(net, samples.x, samples.y, weight_bits=weight_bits, input_bits=input_bits)
+    accuracies = {"student": evaluate_student(load_student(run), samples), **result.accuracies}
+    return dataclasses.replace(result, path=save(result.network, run.network), accuracies=accuracies)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ FILES = (
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *("last.safetensors", "best.safetensors", "teacher.safetensors", "network.safetensors"),
     *("energy.json", "mapping.json", "report.html", "report.json"),
+    *("saliency.json", "saliency.png"),
 )
 FOLDERS = ("exports", "traces")
 
@@ -70,6 +71,10 @@ class Run:
     @property
     def energy(self) -> Path:
         return self.path / "energy.json"
+
+    @property
+    def saliency(self) -> Path:
+        return self.path / "saliency.json"
 
     @classmethod
     def create(
@@ -127,6 +132,9 @@ class Run:
     def _clear(self) -> None:
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
+        for stored in ("last", "best", "teacher"):  # in pieces
+            for piece in self.path.glob(f"{stored}-[ab]-*-of-*.safetensors"):
+                piece.unlink()
         for name in FOLDERS:
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)

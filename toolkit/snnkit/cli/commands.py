@@ -102,11 +102,24 @@ def distill(
     stop_after: Annotated[
         int | None, typer.Option("--stop-after", metavar="EPOCHS", help="stop after so many epochs; --resume goes on")
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", help="stop where another epoch would not fit; see --resume"),
+    ] = None,
+    shard_mb: Annotated[
+        int | None, typer.Option("--shard-mb", metavar="N", help="write checkpoints in pieces of less than N MiB")
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="half-size optimiser state; a resumed run is then not bit-exact")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and leave")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Trains or loads the teacher and distils the spiking student."""
+    """Trains or loads the teacher and distils the spiking student.
+
+    On several GPUs: torchrun --nproc-per-node N -m snnkit distill CONFIG -o RUN --device cuda
+    """
     from snnkit.config import load_config
 
     overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
@@ -114,11 +127,27 @@ def distill(
     if dry_run:
         say(resolved.to_yaml().rstrip())
         return
+    import contextlib
+
+    from snnkit.errors import SnnkitError, UsageError
     from snnkit.runs import Run
+    from snnkit.training import parallel
+    from snnkit.training.checkpoint import Storage
     from snnkit.training.trainer import distill as train
 
-    run = Run.create(output, resolved.name, resume=resume, force=force)
-    summary = train(resolved, run, resume=resume, stop_after=stop_after, device=device, quiet=quiet)
+    storage = Storage(shard_mb, compact)
+    if parallel.size() > 1 and output is None:
+        raise UsageError("several processes need one run directory", "name it with -o")
+    run = Run.create(output, resolved.name, resume=resume, force=force) if parallel.is_first() else Run(output or "")
+    limits: Any = {"stop_after": stop_after, "time_limit": time_limit}
+    try:
+        summary = train(resolved, run, resume=resume, **limits, storage=storage, device=device, quiet=quiet)
+    except SnnkitError:
+        with contextlib.suppress(OSError):  # where nothing was written, nothing is left
+            run.path.rmdir()
+        raise
+    if not parallel.is_first():
+        return
     if json:
         print_json({"run": str(run.path), **summary.to_json()})
         return
@@ -131,6 +160,30 @@ def distill(
         if summary.finished
         else f"next: snnkit distill {config} -o {run.path} --resume"
     )
+
+
+@command
+def saliency(
+    run: RunFolder,
+    undistilled: Annotated[
+        str | None, typer.Option("--undistilled", metavar="RUN2", help="the same student without distillation")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="the first N test images")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="seed of noise, random orders and random weights")] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Does the student look where its teacher looks? Figures and a picture."""
+    from snnkit.training.saliency import saliency as measure
+
+    result = measure(run, undistilled=undistilled, samples=samples, seed=seed, device=device, quiet=quiet)
+    if json:
+        print_json(result.to_json())
+    else:
+        from snnkit.cli.summary import print_saliency
+
+        print_saliency(result)
 
 
 @command
@@ -152,7 +205,8 @@ def quantize(
 
         nodes = [dataclasses.asdict(node) for node in result.nodes]
         changed = {"calibration_samples": result.calibration_samples, "changed_predictions": result.changed_predictions}
-        print_json({"file": str(result.path), **changed, "nodes": nodes})
+        accuracies = {name: dataclasses.asdict(accuracy) for name, accuracy in result.accuracies.items()}
+        print_json({"file": str(result.path), **changed, "accuracies": accuracies, "nodes": nodes})
         return
     rows = [
         [
@@ -167,7 +221,9 @@ def quantize(
     ]
     columns = ["neurons", "scale", "v_threshold", "firing rate, float", "integer", "saturated updates"]
     print_table(f"{result.path}: {weight_bits}-bit weights, {input_bits}-bit input", columns, rows)
-    say(f"changed predictions: {result.changed_predictions} of {result.calibration_samples} validation samples")
+    found = ", ".join(f"{name} {percent(accuracy.percent)}" for name, accuracy in result.accuracies.items())
+    say(f"accuracy on {result.calibration_samples} calibration samples: {found}")
+    say(f"changed predictions: {result.changed_predictions} of {result.calibration_samples} calibration samples")
     say(f"next: snnkit export {run} --target onnx --target lava")
 
 

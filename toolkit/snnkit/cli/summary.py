@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from snnkit.network import Network
     from snnkit.pipeline import Evaluation
     from snnkit.quickstart import Quickstart
+    from snnkit.training.saliency import Saliency
+    from snnkit.training.saliency_measures import Estimate
 
 
 def accuracy_cells(accuracy: "Accuracy") -> list[str]:
@@ -166,6 +168,53 @@ def print_quickstart(result: "Quickstart") -> None:
     say("next:")
     for line in result.next_commands:
         say(f"  {line}")
+
+
+def print_saliency(result: "Saliency") -> None:
+    """A row a network and surrogate width: how faithful its maps are, then how well they agree with the teacher's."""
+
+    def width(factor: float) -> str:
+        return f"x {factor:g}"
+
+    used = [
+        [
+            row.network,
+            "" if row.network == "teacher" else width(row.width),
+            _interval(row.faithfulness),
+            _interval(row.kept, 0),
+            _interval(row.faithfulness_black),
+            _interval(row.kept_black, 0),
+        ]
+        for row in result.rows
+    ]
+    columns = ["network", "surrogate", "blurred: ins - del", "kept, %", "black: ins - del", "kept, %"]
+    title = f"{result.run}: are the salient pixels used? {result.samples} test images, 95 % intervals"
+    print_table(title, columns, used, text=(0, 1))
+    agreeing = [
+        [row.network, width(row.width), *map(_interval, (row.correlation, row.gradient_correlation, row.overlap))]
+        for row in result.rows
+        if row.correlation
+    ]
+    student = result.row("student")
+    random = (
+        student.reinitialised_correlation,
+        student.reinitialised_gradient_correlation,
+        student.reinitialised_overlap,
+    )
+    agreeing.append(["random weights", width(1.0), *map(_interval, random)])
+    columns = ["network", "surrogate", "rank correlation", "without the factor x", "overlap of the top 10 %"]
+    print_table("are they those of the teacher?", columns, agreeing, text=(0, 1))
+    for name, surrogate in result.surrogates.items():
+        say(f"{name}'s surrogate: {surrogate}")
+    say("only what exceeds random weights is learned; insertion and deletion are minus a random order's")
+    say(f"picture: {result.picture or result.note}")
+
+
+def _interval(estimate: "Estimate | None", decimals: int = 2) -> str:
+    if estimate is None:
+        return ""
+    mean, low, high = (f"{value:.{decimals}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _bounded(energy: "Energy") -> str:

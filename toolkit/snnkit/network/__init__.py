@@ -16,7 +16,7 @@ from snnkit.network.ir import (
     same,
     verify,
 )
-from snnkit.network.passes import apply, fold_batchnorm, materialise_shortcuts
+from snnkit.network.passes import apply, fold_batchnorm, fold_pooling, materialise_shortcuts
 from snnkit.network.quantize import quantize
 from snnkit.network.storage import load, save
 from snnkit.network.trace import Trace, predictions
@@ -36,6 +36,7 @@ __all__ = [
     "Trace",
     "apply",
     "fold_batchnorm",
+    "fold_pooling",
     "infer_shapes",
     "load",
     "materialise_shortcuts",

@@ -10,12 +10,16 @@ import numpy as np
 from snnkit.network.ir import (
     LIF,
     Affine,
+    Array,
+    AvgPool2d,
     BatchNorm2d,
     Conv2d,
     Edge,
+    Flatten,
     Input,
     Network,
     Node,
+    Shape,
     infer_shapes,
     verify,
 )
@@ -60,6 +64,48 @@ def fold_batchnorm(net: Network) -> Network:
         renamed[node.name] = conv.name
     nodes = tuple(_rewire(folded.get(node.name, node), renamed) for node in net.nodes if node.name not in renamed)
     return dataclasses.replace(net, nodes=nodes)
+
+
+def fold_pooling(net: Network) -> Network:
+    """Folds each AvgPool2d into the Affine nodes behind it, in float64: each weight goes to all pixels of its window.
+
+    Only where nothing but a Flatten stands between them and nothing else reads the average; any other is left in
+    place, and ``quantize`` names it.
+    """
+    shapes = infer_shapes(net)
+    replaced: dict[str, Node] = {}
+    folded: set[str] = set()
+    for pool in net.nodes:
+        if not isinstance(pool, AvgPool2d):
+            continue
+        flattens = net.consumers(pool.name)
+        affines = [affine for flatten in flattens for affine in net.consumers(flatten.name)]
+        if not all(isinstance(node, Flatten) and len(node.inputs) == 1 for node in flattens):
+            continue
+        if not all(isinstance(node, Affine) and len(node.inputs) == 1 for node in affines):
+            continue
+        folded.add(pool.name)
+        replaced |= {node.name: dataclasses.replace(node, inputs=pool.inputs) for node in flattens}
+        source = shapes[pool.inputs[0].source]
+        for affine in affines:
+            assert isinstance(affine, Affine)
+            weight = _spread(affine.weight, pool, shapes[pool.name], source)
+            replaced[affine.name] = dataclasses.replace(affine, weight=weight.astype(np.float32))
+    return dataclasses.replace(
+        net, nodes=tuple(replaced.get(node.name, node) for node in net.nodes if node.name not in folded)
+    )
+
+
+def _spread(weight: Array, pool: AvgPool2d, pooled: Shape, source: Shape) -> Array:
+    """Weights [O, C h w] on averages ``pooled`` as weights [O, C H W] on the map ``source``, float64."""
+    (kernel_y, kernel_x), (stride_y, stride_x) = pool.kernel_size, pool.stride
+    share = weight.astype(np.float64).reshape(len(weight), *pooled) / (kernel_y * kernel_x)
+    spread = np.zeros((len(weight), *source))
+    for y in range(pooled[1]):
+        for x in range(pooled[2]):
+            window = np.s_[:, :, y * stride_y : y * stride_y + kernel_y, x * stride_x : x * stride_x + kernel_x]
+            spread[window] += share[:, :, y, x, None, None]
+    return spread.reshape(len(weight), -1)
 
 
 def materialise_shortcuts(net: Network) -> Network:

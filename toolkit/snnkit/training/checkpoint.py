@@ -1,8 +1,9 @@
-"""Checkpoints: one safetensors file each, JSON in its header, never pickle.
+"""Checkpoints: safetensors files, JSON in their headers, never pickle.
 
 ``last.safetensors`` holds all that an exact continuation needs, so that no interruption can part it: weights and
-buffers (``model.*``, ``projectors.*``), optimiser state (``optimizer.INDEX.NAME``), random states (``rng.*``) and, in
-the header, the position. ``teacher.safetensors`` and ``best.safetensors`` hold the weights of one model.
+buffers (``model.*``, ``projectors.*``), the moving average (``ema.*``), the optimiser's state
+(``optimizer.INDEX.NAME``) and, in the header, the position; all randomness follows from the seed and the position.
+``teacher.safetensors`` and ``best.safetensors`` hold the weights of one model.
 """
 
 import json
@@ -16,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as encode_tensors
 from torch import Tensor, nn
 
-from snnkit.errors import ConfigError, RunFolderError
+from snnkit.errors import ConfigError, RunFolderError, UsageError
 from snnkit.files import write_atomically
+from snnkit.training import pieces
 
 HEADER = "snnkit.checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 kept random states instead of deriving them
 
 
 @dataclass(frozen=True)
@@ -39,78 +41,122 @@ class Checkpoint:
         }
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Writes copies of the tensors and the header, in one move."""
+@dataclass(frozen=True)
+class Storage:
+    """How a run's checkpoints are stored.
+
+    ``shard_mb``: in pieces of less than so many MiB. ``compact``: optimiser state and moving average in bfloat16, so
+    that a resumed run comes close to the uninterrupted one, but does not equal it.
+    """
+
+    shard_mb: int | None = None
+    compact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_mb is not None and self.shard_mb < 1:
+            raise UsageError(f"pieces of {self.shard_mb} MiB cannot be written", "give 1 or more")
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], shard_mb: int | None = None) -> None:
+    """Writes the tensors and the header; whatever interrupts it, ``path`` is the old checkpoint or the new one."""
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True, allow_nan=False)
+    content = {"format_version": FORMAT_VERSION, **header}
+    listed: dict[str, str] = {}
+    if shard_mb:
+        listed = pieces.write(path, copies, shard_mb, read_header(path).get("pieces", {}) if path.is_file() else {})
+        content |= {"pieces": listed, "shapes": {name: list(tensor.shape) for name, tensor in copies.items()}}
+        copies = {}
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
     write_atomically(path, encode_tensors(copies, metadata={HEADER: text}))
+    pieces.remove(path, listed)
 
 
-def read(path: Path) -> Checkpoint:
-    """Reads a checkpoint; raises :class:`RunFolderError` on a missing, damaged, foreign or newer one."""
-    if not path.is_file():
-        raise RunFolderError(f"there is no checkpoint '{path}'", "train first: 'snnkit distill'")
+def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise RunFolderError(f"'{path}' is not a readable checkpoint ({error})", "start over with --force") from None
     if not isinstance(header, dict):
         raise RunFolderError(f"'{path}' was not written by a run of snnkit", "give a run directory")
     if header["format_version"] > FORMAT_VERSION:
         raise RunFolderError(f"'{path}' was written by a newer snnkit", "update snnkit")
+    return header
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint; raises :class:`RunFolderError` on a missing, damaged, foreign or newer one."""
+    if not path.is_file():
+        raise RunFolderError(f"there is no checkpoint '{path}'", "train first: 'snnkit distill'")
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if listed := header.pop("pieces", None):
+        shapes = header.pop("shapes")
+        tensors = {name: flat.view(shapes[name]) for name, flat in pieces.read(path, listed).items()}
     return Checkpoint(tensors, header)
 
 
 def write_training_state(
-    path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, header: dict[str, Any]
+    path: Path,
+    objective: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    header: dict[str, Any],
+    storage: Storage,
 ) -> None:
     """Everything that training goes on from. ``header`` says where it stands."""
-    tensors = dict(modules.state_dict())
-    state = optimizer.state_dict()
-    values: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-            else:
-                values.setdefault(str(index), {})[name] = value
-    tensors["rng.order"] = generator.get_state()
-    tensors["rng.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    optimizer_header = {"param_groups": state["param_groups"], "values": values}
-    write(path, tensors, {**header, "optimizer": optimizer_header})
+    tensors = dict(objective.state_dict())
+    state = optimizer.state_dict()["state"]
+    extra = {f"optimizer.{index}.{name}": value for index, entries in state.items() for name, value in entries.items()}
+    if average is not None:
+        extra |= {f"ema.{name}": tensor for name, tensor in average.state_dict().items()}
+    for name, value in extra.items():
+        if isinstance(value, Tensor):
+            halve = storage.compact and value.is_floating_point() and value.dim() > 1  # small ones gain nothing
+            tensors[name] = value.bfloat16() if halve else value
+    write(path, tensors, {**header, "exact": not storage.compact}, storage.shard_mb)
 
 
 def restore_training_state(
-    checkpoint: Checkpoint, modules: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    checkpoint: Checkpoint, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Puts the modules, the optimiser and all random states where :func:`write_training_state` found them."""
-    own = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(("optimizer.", "rng."))}
-    _load(modules, own, "the checkpoint")
-    saved = checkpoint.header["optimizer"]
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in saved["values"].items()}
+    """Puts the modules and the optimiser where :func:`write_training_state` found them."""
+    if checkpoint.header["format_version"] < FORMAT_VERSION:
+        raise RunFolderError("the run was started with an older snnkit", "start over with --force")
+    own = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(("optimizer.", "ema."))}
+    _load(objective, own, "the checkpoint")
+    if average is not None:
+        _load(average, checkpoint.state("ema"), "the checkpoint")
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in checkpoint.state("optimizer").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    generator.set_state(checkpoint.tensors["rng.order"])
-    torch.set_rng_state(checkpoint.tensors["rng.torch"])
-    if torch.cuda.is_available() and "rng.cuda" in checkpoint.tensors:
-        torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"])
+    groups = optimizer.state_dict()["param_groups"]  # they follow from the configuration and the position
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:  # in the memory layout of the weights, as it was
+                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a state dict from a user's file: safetensors, or a torch file that holds tensors only (no pickled code)."""
+    """Loads a state dict from a user's file, as :func:`read_weights` does."""
+    _load(model, read_weights(path), f"'{path}'")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A state dict: safetensors, or a torch file that holds tensors only (no pickled code)."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no weight file '{path}'", "check the path")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
+                ours = HEADER in (file.metadata() or {})
                 state: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if ours:  # it may be in pieces
+                state = read(path).tensors
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the file provokes
@@ -123,7 +169,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"'{path}' holds no state dict", "write it with torch.save(model.state_dict(), path)")
-    _load(model, state, f"'{path}'")
+    return state
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

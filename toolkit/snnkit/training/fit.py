@@ -1,26 +1,35 @@
-"""The training loop of both phases, exactly resumable: every epoch ends with a checkpoint of all it goes on from."""
+"""The training loop of both phases, exactly resumable: every epoch ends with a checkpoint of all it goes on from.
+
+The random numbers of an epoch follow from the seed, the phase, the epoch and, but for the order of the samples, the
+process. So nothing random has to be kept, and several processes go through the same batches as one.
+"""
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnkit.config import DistillConfig
-from snnkit.errors import ConfigError
+from snnkit.config import DistillConfig, Optimisation
+from snnkit.errors import ConfigError, RunFolderError
 from snnkit.runs import Run
 from snnkit.training import checkpoint as checkpoints
-from snnkit.training.augment import shift
-from snnkit.training.checkpoint import Checkpoint
+from snnkit.training import parallel
+from snnkit.training.augment import Augmentation
+from snnkit.training.checkpoint import Checkpoint, Storage
 from snnkit.training.data import Dataset
+from snnkit.training.ema import BATCHES, MovingAverage
 from snnkit.training.evaluation import evaluate
+from snnkit.training.objective import Objective
 from snnkit.training.progress import Progress
+from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_at
 
-Terms: TypeAlias = dict[str, tuple[float, Tensor]]  # loss by name: its weight and its value
-Objective: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Terms]]  # (x, y) -> logits [N, K], terms
+PHASES = ("teacher", "student")
 
 
 class Session:
@@ -33,88 +42,190 @@ class Session:
         data: Dataset,
         device: torch.device,
         progress: Progress,
+        storage: Storage,
         stop_after: int | None,
         time_limit: float | None,
     ) -> None:
-        self.config, self.run, self.data, self.device, self.progress = config, run, data, device, progress
-        self.x = torch.from_numpy(data.train.x).to(device)
+        self.config, self.run, self.data, self.device = config, run, data, device
+        self.progress, self.storage = progress, storage
+        self.x = torch.from_numpy(data.train.stored).to(device)
         self.y = torch.from_numpy(data.train.y).to(device)
+        self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.batch_size = min(config.train.batch_size, len(self.y))
+        if self.batch_size % parallel.size():
+            raise ConfigError(
+                f"a batch of {self.batch_size} samples cannot be shared by {parallel.size()} processes",
+                "make train.batch_size, which is that of all processes together, a multiple of their number",
+            )
         self.epochs_left = math.inf if stop_after is None else stop_after
         self.deadline = math.inf if time_limit is None else time.perf_counter() + time_limit
 
-    @property
-    def stopped(self) -> bool:
-        return self.epochs_left <= 0 or time.perf_counter() >= self.deadline
+    def stopped(self, epoch_seconds: float) -> bool:
+        """Whether to stop here: enough epochs, or no time for another one of ``epoch_seconds``."""
+        over = self.epochs_left <= 0 or time.perf_counter() + epoch_seconds >= self.deadline
+        return parallel.agreed(over, self.device)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the precision and memory layout of the configuration."""
+        return model.to(self.device, self.dtype).to(memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """A batch in the same precision and layout."""
+        x = x.to(self.dtype)
+        return x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
+
+    def seed(self, phase: str, epoch: int, *more: int) -> int:
+        """A seed for this epoch."""
+        numbers = np.random.SeedSequence((self.config.train.seed, PHASES.index(phase), epoch, *more))
+        return int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def fit(
-    session: Session,
-    phase: str,
-    modules: nn.ModuleDict,
-    objective: Objective,
-    epochs: int,
-    lr: float,
-    last: Checkpoint | None,
-) -> bool:
-    """Trains ``modules`` for ``epochs``, writing a checkpoint after each; false if it was stopped before the end."""
-    run, train = session.run, session.config.train
-    batch_size = min(train.batch_size, len(session.y))
+    session: Session, phase: str, objective: Objective, settings: Optimisation, last: Checkpoint | None
+) -> nn.Module | None:
+    """Trains ``objective``, writing a checkpoint after each epoch; None if it was stopped before the end.
+
+    Returns the network that counts, in eval mode: the objective's model or, with ``settings.ema``, its moving average.
+    """
+    config, run, device, batch_size = session.config, session.run, session.device, session.batch_size
     steps = len(session.y) // batch_size  # a last, smaller batch is left out, by chance of the order
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, weight_decay=train.weight_decay)
-    generator = torch.Generator().manual_seed(train.seed)
-    done, best = 0, -1
+    epochs, all_steps, warmup = settings.epochs, settings.epochs * steps, settings.warmup_epochs * steps
+    session.placed(objective)
+    optimizer = build_optimizer(objective, settings)
+    average = MovingAverage(objective.model, settings.ema) if settings.ema else None
+    averaged = average.model if average else None
+    model = averaged or objective.model
+    trained = parallel.wrap(objective, device)
+    done, best, seconds = 0, -1, 0.0
     if last:
-        checkpoints.restore_training_state(last, modules, optimizer, generator)
+        checkpoints.restore_training_state(last, objective, averaged, optimizer)
         done, best = last.header["epoch"], last.header["best"]
     session.progress.start(phase, epochs, done)
     try:
         for epoch in range(done, epochs):
-            if session.stopped:
-                return False
+            if session.stopped(seconds):
+                return None
             started = time.perf_counter()
-            modules.train()
-            sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=session.device))
-            correct = torch.zeros((), dtype=torch.int64, device=session.device)
-            order = torch.randperm(len(session.y), generator=generator)[: steps * batch_size]
-            for step, batch in enumerate(order.to(session.device).split(batch_size)):  # type: ignore[no-untyped-call]
+            _train_mode(objective, freeze=config.train.freeze_batchnorm)
+            torch.manual_seed(session.seed(phase, epoch, parallel.rank()))
+            chance = torch.Generator().manual_seed(session.seed(phase, epoch, parallel.rank(), 1))
+            augment = Augmentation(config.data.augment, chance)
+            batches = _order(session, phase, epoch, steps)
+            sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
+            trace = torch.zeros(steps, dtype=torch.float64, device=device)  # every step's loss, read after the epoch
+            for step, batch in enumerate(batches):
+                now = epoch * steps + step
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * (1 + math.cos(math.pi * (epoch + step / steps) / epochs)) / 2
-                x, y = shift(session.x[batch], session.config.data.shift, generator), session.y[batch]
-                logits, terms = objective(x, y)
-                loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+                    group["lr"] = learning_rate(now, all_steps, warmup, settings.lr)
+                objective.set_timesteps(timesteps_at(now, all_steps, objective.curriculum, objective.timesteps))
+                batch = parallel.share(batch)
+                x, labels = augment(session.x[batch], session.y[batch])
+                logits, values = trained(session.inputs(x), labels)
+                loss = torch.stack([objective.weights[name] * value for name, value in values.items()]).sum()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                if settings.grad_clip:
+                    nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip)
                 optimizer.step()
-                correct += (logits.detach().argmax(1) == y).sum()
-                for name, value in {"loss": loss, **{name: value for name, (_, value) in terms.items()}}.items():
+                if average:
+                    average.update(now)
+                trace[step] = loss.detach()
+                sums["correct"] += (logits.detach().argmax(1) == session.y[batch]).sum()
+                for name, value in values.items():
                     sums[name] += value.detach()
-            means = {name: float(total) / steps for name, total in sums.items()}
+            objective.set_timesteps(objective.timesteps)
+            means = _means(sums, trace, steps, batch_size)
             if not math.isfinite(means["loss"]):
-                raise ConfigError(f"the {phase}'s loss is {means['loss']} in epoch {epoch + 1}", "use a smaller lr")
-
-            validation = evaluate(modules["model"], session.data.validation)
-            header = {"phase": phase, "epoch": epoch + 1, "correct": validation.correct}
-            if phase == "student" and validation.correct > best:
-                best = validation.correct
-                checkpoints.write(run.best, modules["model"].state_dict(), header)
+                step = int((~parallel.total(trace).isfinite()).nonzero()[0]) + 1
+                raise ConfigError(
+                    f"the {phase}'s loss is {means['loss']} at step {step} of {steps} in epoch {epoch + 1}",
+                    f"use a smaller lr, train.warmup_epochs or train.grad_clip; {_last_good(run)}",
+                )
+            if average and not config.train.freeze_batchnorm:
+                average.recompute_statistics(_statistics_batches(session, phase, epoch, batches))
+            split = session.data.validation if phase == "student" else session.data.validation.still
+            validation = evaluate(model, split) if len(split) else None
+            header = {"phase": phase, "epoch": epoch + 1, "correct": validation.correct if validation else None}
+            better = epoch + 1 == epochs if validation is None else validation.correct > best
+            best = max(best, validation.correct if validation else -1)
+            seconds = time.perf_counter() - started
             record: dict[str, Any] = {
                 "phase": phase,
                 "epoch": epoch + 1,
                 **means,
-                "train_accuracy": 100.0 * int(correct) / (steps * batch_size),
-                "validation_accuracy": validation.percent,
-                "seconds": round(time.perf_counter() - started, 3),
+                "validation_accuracy": validation.percent if validation else None,
+                "seconds": round(seconds, 3),
             }
-            run.append_metrics(record)  # before the checkpoint: a resume cuts off what comes after it
-            header |= {
-                "best": best,
-                "records": len(run.read_metrics()),
-                "input_shape": session.data.input_shape,
-                "classes": session.data.classes,
-            }
-            checkpoints.write_training_state(run.last, modules, optimizer, generator, header)
+            if parallel.is_first():
+                with _disk(run, phase, epoch + 1):
+                    if better and phase == "student":
+                        checkpoints.write(run.best, model.state_dict(), header, session.storage.shard_mb)
+                    run.append_metrics(record)  # before the checkpoint: a resume cuts off what comes after it
+                    header |= {
+                        "best": best,
+                        "records": len(run.read_metrics()),
+                        "input_shape": session.data.input_shape,
+                        "image_shape": session.data.image_shape,
+                        "classes": session.data.classes,
+                    }
+                    checkpoints.write_training_state(run.last, objective, averaged, optimizer, header, session.storage)
             session.progress.epoch(record)
             session.epochs_left -= 1
     finally:
         session.progress.end()
-    return True
+    parallel.barrier()  # what the first process has written can be read
+    return model.eval()
+
+
+def _train_mode(objective: nn.Module, *, freeze: bool) -> None:
+    objective.train()
+    for module in objective.modules():
+        if freeze and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _order(session: Session, phase: str, epoch: int, steps: int) -> tuple[Tensor, ...]:
+    """The epoch's global batches: indices on the device, the same in all processes."""
+    generator = torch.Generator().manual_seed(session.seed(phase, epoch))
+    order = torch.randperm(len(session.y), generator=generator)[: steps * session.batch_size]
+    return order.to(session.device).split(session.batch_size)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _means(sums: dict[str, Tensor], trace: Tensor, steps: int, batch_size: int) -> dict[str, float]:
+    """Loss, terms and accuracy of the epoch over all processes, fetched from the device at once."""
+    names = [name for name in sums if name != "correct"]
+    values = parallel.total(torch.stack([trace.sum(), sums["correct"], *(sums[name] for name in names)])).tolist()
+    scale = steps * parallel.size()
+    return {
+        "loss": values[0] / scale,
+        **{name: value / scale for name, value in zip(names, values[2:], strict=True)},
+        "train_accuracy": 100.0 * values[1] / (steps * batch_size),
+    }
+
+
+def _statistics_batches(session: Session, phase: str, epoch: int, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Inputs for the moving average's BN statistics, augmented as in training, the same in all processes."""
+    generator = torch.Generator().manual_seed(session.seed(phase, epoch, 0, 2))
+    augment = Augmentation(session.config.data.augment, generator)
+    for batch in batches[:BATCHES]:
+        yield session.inputs(augment(session.x[batch], session.y[batch])[0])
+
+
+def _last_good(run: Run) -> str:
+    if not run.last.is_file():
+        return "there is no checkpoint yet"
+    header = checkpoints.read_header(run.last)
+    return f"the last good checkpoint is that of {header['phase']} epoch {header['epoch']}, '{run.last}'"
+
+
+@contextmanager
+def _disk(run: Run, phase: str, epoch: int) -> Iterator[None]:
+    """Names what is left when the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"the checkpoint of {phase} epoch {epoch} cannot be written: {error.strerror or error}",
+            f"make room, then go on with --resume; {_last_good(run)}",
+        ) from None

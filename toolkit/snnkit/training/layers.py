@@ -8,10 +8,11 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from snnkit.network import LIF, Affine, AvgPool2d, BatchNorm2d, Conv2d, Node
-from snnkit.network.ir import Array
+from snnkit.network.ir import DECAY_ONE, Array
+from snnkit.training.models.parts import UncentredNorm2d
 from snnkit.training.neurons import SpikingNeuron, decay_on_grid, is_neuron
 
-NEURONS = (SpikingNeuron, neuron.LIFNode, neuron.IFNode)
+NEURONS = (SpikingNeuron, neuron.LIFNode, neuron.IFNode, neuron.ParametricLIFNode)
 # layers that change nothing at inference, and layers that only rearrange
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, layer.Dropout, layer.Dropout2d)
 RESHAPES = (nn.Flatten, nn.Unflatten, layer.Flatten)
@@ -96,28 +97,46 @@ def _adaptive_avgpool2d(module: nn.AdaptiveAvgPool2d, size: tuple[int, ...]) -> 
     return lambda **place: AvgPool2d(**place, kernel_size=whole, stride=whole)
 
 
-def _neuron(theta: float, decay: int, *, subtract: bool) -> Callable[..., Node]:
+def _uncentred_norm2d(module: UncentredNorm2d, _size: tuple[int, ...]) -> Callable[..., Node]:
+    assert module.running_var is not None
+    zeros, weight, power = np.zeros(module.num_features, np.float32), _array(module.weight), _array(module.running_var)
+    return lambda **place: BatchNorm2d(
+        **place, weight=weight, bias=zeros, running_mean=zeros, running_var=power, eps=module.eps
+    )
+
+
+def _neuron(theta: float, decay: int, *, subtract: bool, current_decay: int = DECAY_ONE) -> Callable[..., Node]:
     # training fires at v >= theta, the network at v > v_threshold
     v_threshold = np.array(np.nextafter(np.float32(theta), np.float32(-np.inf)), np.float32)
     return lambda **place: LIF(
         **place,
         v_threshold=v_threshold,
         voltage_decay=np.array(decay, np.int32),
+        current_decay=np.array(current_decay, np.int32),
         reset="subtract" if subtract else "zero",
     )
 
 
 def _own_neuron(module: SpikingNeuron, _size: tuple[int, ...]) -> Callable[..., Node]:
-    return _neuron(module.v_threshold, module.voltage_decay, subtract=module.reset == "subtract")
+    return _neuron(
+        module.v_threshold,
+        module.voltage_decay,
+        subtract=module.reset == "subtract",
+        current_decay=module.current_decay,
+    )
 
 
 def _spikingjelly_neuron(module: Any, _size: tuple[int, ...]) -> Callable[..., Node]:
-    """LIFNode or IFNode. A decayed input, v + (x - v) / tau, is the same neuron with v and theta times tau."""
+    """LIFNode, IFNode or ParametricLIFNode. A decayed input, v + (x - v) / tau, only scales v and theta by tau."""
     if module.v_reset not in (None, 0.0):
         raise NotConvertibleError(f"v_reset {module.v_reset}; a chip's neuron is reset to 0 (or by subtraction: None)")
-    leaky = isinstance(module, neuron.LIFNode)
-    theta = module.v_threshold * module.tau if leaky and module.decay_input else module.v_threshold
-    return _neuron(theta, decay_on_grid(module.tau) if leaky else 0, subtract=module.v_reset is None)
+    subtract = module.v_reset is None
+    if isinstance(module, neuron.IFNode):
+        return _neuron(module.v_threshold, 0, subtract=subtract)
+    learned = isinstance(module, neuron.ParametricLIFNode)
+    tau = 1.0 / float(module.w.detach().sigmoid()) if learned else module.tau
+    theta = module.v_threshold * tau if module.decay_input else module.v_threshold
+    return _neuron(theta, decay_on_grid(tau), subtract=subtract)
 
 
 MAKERS: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], Callable[..., Node]]] = {
@@ -127,6 +146,7 @@ MAKERS: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], Callable[..., 
     layer.Linear: _linear,
     nn.BatchNorm2d: _batchnorm2d,
     layer.BatchNorm2d: _batchnorm2d,
+    UncentredNorm2d: _uncentred_norm2d,
     nn.AvgPool2d: _avgpool2d,
     layer.AvgPool2d: _avgpool2d,
     nn.AdaptiveAvgPool2d: _adaptive_avgpool2d,
@@ -134,4 +154,5 @@ MAKERS: Mapping[type[nn.Module], Callable[[Any, tuple[int, ...]], Callable[..., 
     SpikingNeuron: _own_neuron,
     neuron.LIFNode: _spikingjelly_neuron,
     neuron.IFNode: _spikingjelly_neuron,
+    neuron.ParametricLIFNode: _spikingjelly_neuron,
 }

@@ -22,7 +22,7 @@ from snnkit.errors import UnsupportedError
 from snnkit.network import LIF, Affine, Edge, Flatten, Input, Network, Node, Readout, verify
 from snnkit.runs import Run, environment
 from snnkit.training import checkpoint as checkpoints
-from snnkit.training.layers import IDENTITIES, RESHAPES, NotConvertibleError, convert
+from snnkit.training.layers import IDENTITIES, MAKERS, RESHAPES, NotConvertibleError, convert
 from snnkit.training.neurons import SpikingNeuron, is_neuron, reset_neurons
 from snnkit.training.trainer import load_student
 
@@ -56,14 +56,14 @@ def lower(
     """
     model = copy.deepcopy(model).cpu().float().eval()
     reset_neurons(model)
+    has_time = encoding == "events" if input_has_time is None else input_has_time
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer(axes=1 + has_time + len(input_shape)).trace(model)
     except Exception as error:  # tracing runs the user's code
         reason = f"it cannot be traced: {str(error).strip() or type(error).__name__}"
         raise UnsupportedError(
             "the model cannot be lowered", [reason], "avoid control flow that depends on data"
         ) from error
-    has_time = encoding == "events" if input_has_time is None else input_has_time
     lowering = _Lowering(fx.GraphModule(model, graph), timesteps, tuple(input_shape), encoding, has_time=has_time)
     net = Network(nodes=lowering.network_nodes(), timesteps=timesteps, metadata=metadata or {})
     verify(net)
@@ -78,6 +78,7 @@ def lower_run(run: Run) -> Network:
     metadata = {
         "name": config.name,
         "dataset": config.data.name,
+        "data": config.data.model_dump(mode="json", exclude={"name", "download", "augment"}, exclude_defaults=True),
         "classes": header["classes"],
         "student": config.student.model,
         "teacher": config.teacher.model,
@@ -86,14 +87,33 @@ def lower_run(run: Run) -> Network:
         "accuracy": {who: tests[-1][who] for who in ("teacher", "student", "best")} if tests else {},
         "versions": environment()["versions"],
     }
-    return lower(student, header["input_shape"], timesteps=config.student.timesteps, metadata=metadata)
+    shape = header["input_shape"]  # of events, time stands in front of (C, H, W)
+    return lower(
+        student,
+        shape[-3:],
+        timesteps=config.student.timesteps,
+        encoding="events" if len(shape) == 4 else "direct",
+        metadata=metadata,
+    )
 
 
 class _Tracer(fx.Tracer):
-    """Neurons and SpikingJelly's layers are leaves; its containers are looked into."""
+    """Layers that become nodes and SpikingJelly's layers are leaves; its containers are looked into.
+
+    ``axes`` of the input are known, so that a model may tell images from events by ``x.dim()``.
+    """
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def create_proxy(self, kind: str, target: Any, args: Any, *rest: Any, **options: Any) -> Any:
+        if (kind, target) == ("call_method", "dim") and args[0].node.op == "placeholder":
+            return self.axes
+        return super().create_proxy(kind, target, args, *rest, **options)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_neuron(m) or (isinstance(m, base.StepModule) and not isinstance(m, nn.Sequential)):
+        if type(m) in MAKERS or is_neuron(m) or (isinstance(m, base.StepModule) and not isinstance(m, nn.Sequential)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

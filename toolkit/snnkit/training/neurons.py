@@ -1,5 +1,7 @@
 """The spiking neuron that students are trained with: SpikingJelly's multi-step kernels, without hidden state."""
 
+import math
+
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
@@ -17,41 +19,67 @@ def decay_on_grid(tau: float) -> int:
 class SpikingNeuron(nn.Module):
     """A layer of (leaky) integrate-and-fire neurons on [T, N, ...], starting at rest with every call.
 
-    ``v = v (1 - voltage_decay/4096) + x; s = v >= v_threshold``; then v = 0 (reset ``zero``) or
-    v -= v_threshold (``subtract``). ``voltage_decay`` 0 is IF. The reset is detached from the gradient.
+    ``u = u (1 - current_decay/4096) + x; v = v (1 - voltage_decay/4096) + u; s = v >= v_threshold``; then v = 0 (reset
+    ``zero``) or v -= v_threshold (``subtract``). ``voltage_decay`` 0 is IF, ``current_decay`` 4096 no filter. With
+    ``learned`` the voltage's decay is sigmoid(w), one parameter a layer, that starts there (PLIF: Fang et al., ICCV
+    2021) and is on the grid only once the network is lowered. The reset is detached from the gradient. u and v are
+    float32 whatever the input's type is, which the spikes take.
     """
 
     def __init__(
         self,
         *,
         voltage_decay: int,
+        current_decay: int = DECAY_ONE,
+        learned: bool = False,
         v_threshold: float = 1.0,
         reset: str = "zero",
         surrogate: str = "sigmoid",
         surrogate_alpha: float = 4.0,
     ) -> None:
         super().__init__()
-        self.voltage_decay = voltage_decay
+        self.initial_decay = voltage_decay
+        self.current_decay = current_decay
+        self.w = nn.Parameter(torch.tensor(-math.log(DECAY_ONE / voltage_decay - 1))) if learned else None
         self.v_threshold = v_threshold
         self.reset = reset
         self.surrogate = SURROGATES[surrogate](alpha=surrogate_alpha)
 
+    @property
+    def voltage_decay(self) -> int:
+        """The decay on the 12-bit grid; of a learned one, the nearest."""
+        return self.initial_decay if self.w is None else decay_on_grid(1.0 / float(self.w.detach().sigmoid()))
+
     def extra_repr(self) -> str:
-        return f"voltage_decay={self.voltage_decay}, v_threshold={self.v_threshold}, reset={self.reset}"
+        learned = " (learned)" if self.w is not None else ""
+        filtered = f"current_decay={self.current_decay}, " if self.current_decay < DECAY_ONE else ""
+        return (
+            f"voltage_decay={self.voltage_decay}{learned}, {filtered}v_threshold={self.v_threshold}, reset={self.reset}"
+        )
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        rest = torch.zeros(x_seq.shape[1:], dtype=torch.float32, device=x_seq.device)
-        v_reset = 0.0 if self.reset == "zero" else None
-        if self.voltage_decay:
-            tau = DECAY_ONE / self.voltage_decay
-            spikes, _, _ = functional.lif_multi_step(
-                x_seq, rest, tau, False, self.v_threshold, v_reset, self.surrogate, detach_reset=True
-            )
+        # float32 and in the layout of the input: anything else leaves the fused kernel or makes it copy
+        rest = torch.zeros_like(x_seq[0], dtype=torch.float32)
+        current = self._filtered(x_seq, rest) if self.current_decay < DECAY_ONE else x_seq
+        threshold, v_reset = self.v_threshold, 0.0 if self.reset == "zero" else None
+        options = {"surrogate_function": self.surrogate, "detach_reset": True}
+        if self.w is not None:
+            spikes, _, _ = functional.plif_multi_step(current, rest, self.w, False, threshold, v_reset, **options)
+        elif self.initial_decay:
+            tau = DECAY_ONE / self.initial_decay
+            spikes, _, _ = functional.lif_multi_step(current, rest, tau, False, threshold, v_reset, **options)
         else:
-            spikes, _, _ = functional.if_multi_step(
-                x_seq, rest, self.v_threshold, v_reset, self.surrogate, detach_reset=True
-            )
-        return spikes  # type: ignore[no-any-return]
+            spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **options)
+        return spikes.to(x_seq.dtype)  # type: ignore[no-any-return]
+
+    def _filtered(self, x_seq: Tensor, rest: Tensor) -> Tensor:
+        """The synaptic current u, float32 [T, N, ...]."""
+        keep = 1 - self.current_decay / DECAY_ONE
+        u, currents = rest, []
+        for x in x_seq.unbind(0):
+            u = u * keep + x
+            currents.append(u)
+        return torch.stack(currents)
 
 
 def is_neuron(module: nn.Module) -> bool:

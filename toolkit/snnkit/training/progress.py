@@ -1,6 +1,7 @@
 """What a user sees of a training run, on stderr: a bar on a terminal, otherwise one line an epoch."""
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -27,14 +28,17 @@ class Progress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch is over; ``record`` is its line in metrics.jsonl."""
+        split = "training" if record["validation_accuracy"] is None else "validation"
+        percent = record["train_accuracy"] if split == "training" else record["validation_accuracy"]
         text = (
-            f"{record['phase']} epoch {record['epoch']}/{self._epochs}: loss {record['loss']:.3f}, "
-            f"validation {record['validation_accuracy']:.2f} %"
+            f"{record['phase']} epoch {record['epoch']}/{self._epochs}: "
+            f"loss {record['loss']:.3f}, {split} {percent:.2f} %"
         )
         if self._bars:
             self._bars.update(self._task, advance=1, description=text)
         else:
-            self.note(f"{text}, {record['seconds']:.1f} s")
+            left = timedelta(seconds=round((self._epochs - record["epoch"]) * record["seconds"]))
+            self.note(f"{text}, {record['seconds']:.1f} s, {left} left")
 
     def end(self) -> None:
         """The phase is over or interrupted."""

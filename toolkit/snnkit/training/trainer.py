@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,24 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from snnkit.analysis.accuracy import Accuracy
-from snnkit.config import DistillConfig, differences, load_config, resolve
+from snnkit.config import AugmentConfig, DistillConfig, differences, load_config
 from snnkit.errors import ConfigError, RunFolderError, UnavailableError, UsageError
 from snnkit.files import write_atomically
 from snnkit.runs import Run, environment
 from snnkit.training import checkpoint as checkpoints
-from snnkit.training import losses
-from snnkit.training.checkpoint import Checkpoint
-from snnkit.training.data import load_dataset
+from snnkit.training import parallel
+from snnkit.training.augment import Augmentation
+from snnkit.training.checkpoint import Checkpoint, Storage
+from snnkit.training.data import load_configured
+from snnkit.training.encoding import Encoder
 from snnkit.training.evaluation import evaluate, firing_rates
-from snnkit.training.fit import Session, Terms, fit
-from snnkit.training.models import build_student, build_teacher, tapped
+from snnkit.training.fit import Session, fit
+from snnkit.training.models import build_student, build_teacher, initialise
 from snnkit.training.neurons import reset_neurons
+from snnkit.training.objective import StudentObjective, TeacherObjective
 from snnkit.training.progress import Progress
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run. ``student`` (the last epoch) counts; ``best`` was chosen on the validation split.
+    """The outcome of a run. ``student`` (the last epoch) counts; ``best`` was chosen on the validation split, where
+    there is none it is the last, too.
 
     Accuracies are on the test split; ``firing_rates`` are spikes per neuron and timestep there, by module path.
     ``finished`` is false, and the student's figures are missing, after a stop.
@@ -83,34 +87,44 @@ def distill(
     time_limit: float | None = None,
     device: str = "cpu",
     quiet: bool = True,
+    storage: Storage = Storage(),  # noqa: B008 - frozen
 ) -> Summary:
     """Runs ``config`` in the directory ``run``; with ``resume`` goes on from its last checkpoint, exactly.
 
-    ``stop_after`` epochs (of teacher and student together, in this call) or after the epoch in which ``time_limit``
-    seconds are over, it stops. The teacher is trained or loaded if a loss needs it or a checkpoint is given. Unless
-    ``quiet``, progress is reported on stderr.
+    ``stop_after`` epochs (of teacher and student together, in this call), or where ``time_limit`` seconds would not
+    suffice for another epoch, it stops. The teacher is trained or loaded if a loss needs it or a checkpoint is given.
+    Unless ``quiet``, progress is reported on stderr. Under ``torchrun`` the processes share every batch.
     """
     if stop_after is not None and stop_after < 1:
         raise UsageError(f"cannot stop after {stop_after} epochs", "give 1 or more")
     start = time.perf_counter()
-    data = load_dataset(config.data.name, config.data.root)
-    last = _begin(config, run, resume=resume)
-    with _reproducible(config.train.threads, device) as torch_device:
-        session = Session(config, run, data, torch_device, Progress(quiet=quiet), stop_after, time_limit)
+    data = load_configured(config.data, config.student.timesteps)
+    with (
+        reproducible(config.train.threads, parallel.device_name(device)) as torch_device,
+        _fast(torch_device, config.train.precision),
+        parallel.group(torch_device),
+    ):
+        progress = Progress(quiet=quiet or not parallel.is_first())
+        last = _begin(config, run, resume=resume)
+        session = Session(config, run, data, torch_device, progress, storage, stop_after, time_limit)
         _check_models(session)
+        if not resume and parallel.is_first():
+            _write_beginning(config, run)
+        if storage.compact or not (last is None or last.header.get("exact", True)):
+            progress.note("compact checkpoints: a resumed run comes close to an uninterrupted one, not bit for bit")
         teacher = teacher_accuracy = None
         if config.uses_teacher:
             teacher = _teacher(session, last)
             if teacher is None:
                 return Summary(run.path, finished=False, seconds=time.perf_counter() - start)
-            teacher_accuracy = evaluate(teacher, data.test)
-            session.progress.note(f"teacher: {teacher_accuracy.percent:.2f} % of {len(data.test)} test samples")
+            teacher_accuracy = evaluate(teacher, data.test.still)
+            progress.note(f"teacher: {teacher_accuracy.percent:.2f} % of {len(data.test)} test samples")
 
         student = _student(session, last, teacher)
         if student is None:
             return Summary(run.path, False, teacher_accuracy, seconds=time.perf_counter() - start)
         accuracy = evaluate(student, data.test)
-        rates = firing_rates(student, torch.from_numpy(data.test.x).to(torch_device))
+        rates = firing_rates(student, data.test)
         best = checkpoints.read(run.best)
         student.load_state_dict(best.tensors)
         summary = Summary(
@@ -123,10 +137,11 @@ def distill(
             firing_rates=rates,
             seconds=time.perf_counter() - start,
         )
-    session.progress.note(f"student: {accuracy.percent:.2f} % of {len(data.test)} test samples")
-    record = {"phase": "test", **dataclasses.asdict(summary)}
-    del record["run"], record["finished"]
-    run.append_metrics(record)
+    progress.note(f"student: {accuracy.percent:.2f} % of {len(data.test)} test samples")
+    if parallel.is_first():
+        record = {"phase": "test", **dataclasses.asdict(summary)}
+        del record["run"], record["finished"]
+        run.append_metrics(record)
     return summary
 
 
@@ -138,38 +153,53 @@ def load_student(run: Run) -> nn.Module:
     config = load_config(run.config)
     with torch.random.fork_rng(devices=[]):
         student = build_student(tuple(last.header["input_shape"]), len(last.header["classes"]), config.student)
-    student.load_state_dict(last.state("model"))
+    student.load_state_dict(last.state("ema") or last.state("model"))
     return student.eval()
 
 
+def load_teacher(run: Run) -> nn.Module:
+    """The teacher of a run, in eval mode, on the CPU."""
+    last = checkpoints.read(run.last)
+    if not run.teacher.is_file():
+        raise RunFolderError(f"the run in '{run.path}' has no teacher", "give one whose losses need it, e.g. losses.kl")
+    config = load_config(run.config)
+    with torch.random.fork_rng(devices=[]):
+        teacher = build_teacher(tuple(last.header["image_shape"]), len(last.header["classes"]), config.teacher)
+    checkpoints.load_weights(teacher, run.teacher)
+    return teacher.eval()
+
+
 def _begin(config: DistillConfig, run: Run, *, resume: bool) -> Checkpoint | None:
-    """Opens or fills the run directory; the checkpoint to continue from, if any."""
-    if resume:
-        return _continued(config, run)
-    if run.last.exists():
-        raise RunFolderError(
-            f"'{run.path}' holds a run already", "continue it with --resume, or start over with --force"
-        )
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.truncate_metrics(0)
-    write_atomically(run.config, config.to_yaml())
-    run.write_json(run.environment, {**environment(), "threads": config.train.threads or torch.get_num_threads()})
-    return None
-
-
-def _continued(config: DistillConfig, run: Run) -> Checkpoint | None:
+    """The checkpoint to continue from, if any; says what speaks against running here."""
+    if not resume:
+        if run.last.exists():
+            raise RunFolderError(
+                f"'{run.path}' holds a run already", "continue it with --resume, or start over with --force"
+            )
+        return None
     if changed := differences(load_config(Run.open(run.path).config), config):
         raise ConfigError(
             f"the run in '{run.path}' was started with another configuration: {', '.join(changed)}",
             "resume with the run's own config.yaml, or start over with --force",
         )
     last = checkpoints.read(run.last) if run.last.is_file() else None  # stopped in the first epoch: from the beginning
-    run.truncate_metrics(last.header["records"] if last else 0)
+    if parallel.is_first():
+        run.truncate_metrics(last.header["records"] if last else 0)
+        for left in run.path.glob(".*.part"):  # by a process that was killed while it wrote
+            left.unlink()
+    parallel.barrier()
     return last
 
 
+def _write_beginning(config: DistillConfig, run: Run) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.config, config.to_yaml())
+    run.truncate_metrics(0)
+    run.write_json(run.environment, {**environment(), "threads": config.train.threads or torch.get_num_threads()})
+
+
 @contextmanager
-def _reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
+def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
     """Deterministic algorithms and the configured thread count; the caller's settings are put back."""
     try:
         torch_device = torch.device(device)
@@ -188,11 +218,28 @@ def _reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
         torch.use_deterministic_algorithms(before[1])
 
 
+@contextmanager
+def _fast(device: torch.device, precision: str) -> Iterator[None]:
+    """On a GPU: TF32 as ``precision`` says, and the kernels that cuDNN finds quickest; put back afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    matmul, conv = torch.backends.cuda.matmul, cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision, cudnn.benchmark
+    matmul.fp32_precision = conv.fp32_precision = "tf32" if precision in ("tf32", "bf16") else "ieee"
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision, cudnn.benchmark = before
+
+
 def _teacher(session: Session, last: Checkpoint | None) -> nn.Module | None:
     """The teacher in eval mode, trained here or loaded; None if training was stopped before its end."""
     config, run = session.config, session.run
     torch.manual_seed(config.train.seed)
-    teacher = build_teacher(session.data.input_shape, len(session.data.classes), config.teacher).to(session.device)
+    teacher = session.placed(build_teacher(session.data.image_shape, len(session.data.classes), config.teacher))
     if run.teacher.is_file():
         checkpoints.load_weights(teacher, run.teacher)
         return teacher.eval()
@@ -200,16 +247,14 @@ def _teacher(session: Session, last: Checkpoint | None) -> nn.Module | None:
         raise RunFolderError(f"'{run.teacher}' is missing", "the run cannot be continued; start over with --force")
     if config.teacher.checkpoint:
         checkpoints.load_weights(teacher, config.teacher.checkpoint)
-    else:
-
-        def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
-            logits = teacher(x)
-            return logits, {"cross_entropy": (1.0, nn.functional.cross_entropy(logits, y))}
-
-        modules = nn.ModuleDict({"model": teacher})
-        if not fit(session, "teacher", modules, objective, config.teacher.epochs, config.teacher.lr, last):
+    elif not config.teacher.ready:
+        objective = TeacherObjective(teacher, config, _encoder(session))
+        trained = fit(session, "teacher", objective, config.teacher, last)
+        if trained is None:
             return None
-    checkpoints.write(run.teacher, teacher.state_dict(), {"model": config.teacher.model})
+        teacher = trained
+    if parallel.is_first():
+        checkpoints.write(run.teacher, teacher.state_dict(), {"model": config.teacher.model}, session.storage.shard_mb)
     return teacher.eval()
 
 
@@ -217,86 +262,65 @@ def _student(session: Session, last: Checkpoint | None, teacher: nn.Module | Non
     """The student after its last epoch; None if training was stopped before it."""
     config = session.config
     torch.manual_seed(config.train.seed)
-    student = build_student(session.data.input_shape, len(session.data.classes), config.student).to(session.device)
-    projectors = nn.ModuleList()
-    if teacher is not None and config.losses.feature:
-        projectors = _projectors(student, teacher, session.x[:2]).to(session.device)
-    weights = config.losses
-    extra: dict[str, tuple[float, Callable[..., Tensor]]] = {
-        name: (weight, resolve(name, {}, "loss")) for name, weight in weights.extra.items()
-    }
-
-    def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
-        reset_neurons(student)
-        with tapped(student) as spikes:
-            logits = student(x)
-        terms: Terms = {"cross_entropy": (weights.cross_entropy, losses.cross_entropy(logits, y))}
-        if weights.ensemble:
-            terms["ensemble"] = weights.ensemble, losses.ensemble(logits, weights.temperature)
-        if teacher is not None and weights.distilled:
-            with torch.no_grad(), tapped(teacher) as features:
-                target = teacher(x)
-            if weights.kl:
-                terms["kl"] = weights.kl, losses.distillation(logits, target, weights.temperature)
-            if weights.feature:
-                distances = [
-                    losses.feature_alignment(projector(spike.mean(0)), feature)
-                    for projector, spike, feature in zip(projectors, spikes, features, strict=True)
-                ]
-                terms["feature"] = weights.feature, torch.stack(distances).mean()
-            for name, (weight, function) in extra.items():
-                terms[name] = weight, function(logits, target, y)
-        return logits.sum(0), terms
-
-    modules = nn.ModuleDict({"model": student, "projectors": projectors})
+    student = session.placed(build_student(session.data.input_shape, len(session.data.classes), config.student))
+    _initialise(student, teacher, config)
+    objective = StudentObjective(student, teacher, config, _encoder(session), _sample(session))
     resumed = last if last and last.header["phase"] == "student" else None
-    finished = fit(session, "student", modules, objective, config.train.epochs, config.train.lr, resumed)
-    return student.eval() if finished else None
+    return fit(session, "student", objective, config.train, resumed)
+
+
+def _initialise(student: nn.Module, teacher: nn.Module | None, config: DistillConfig) -> None:
+    """The weights that the student starts from, where the configuration names any."""
+    if config.student.init_from == "teacher":
+        assert teacher is not None
+        initialise(student, teacher.state_dict())
+    elif config.student.init_from:
+        initialise(student, checkpoints.read_weights(config.student.init_from))
+
+
+def _encoder(session: Session) -> Encoder:
+    return Encoder(session.data.train.encoding, session.config.student.timesteps)
+
+
+def _sample(session: Session) -> Tensor:
+    """Two inputs as they leave the augmentation, but not changed by it."""
+    augment = Augmentation(AugmentConfig(crop=0), torch.Generator())
+    return session.inputs(augment(session.x[:2], session.y[:2])[0])
 
 
 def _check_models(session: Session) -> None:
     """One forward pass of both models, so that what does not fit together is named before anything is trained."""
-    config, x = session.config, session.x[:2]
-    shape, classes = session.data.input_shape, len(session.data.classes)
-    student = build_student(shape, classes, config.student).to(session.device)
-    _check_logits(student, x, (config.student.timesteps, len(x), classes), "student")
+    config, x, encoder = session.config, _sample(session), _encoder(session)
+    classes = len(session.data.classes)
+    student = session.placed(build_student(session.data.input_shape, classes, config.student))
+    _check_logits(student, encoder.student(x), (config.student.timesteps, 2, classes), "student")
+    teacher = None
     if config.uses_teacher:
-        teacher = build_teacher(shape, classes, config.teacher).to(session.device)
-        _check_logits(teacher, x, (len(x), classes), "teacher")
-        if config.losses.feature:
-            _projectors(student, teacher, x)
+        teacher = session.placed(build_teacher(session.data.image_shape, classes, config.teacher))
+        _check_logits(teacher, encoder.teacher(x), (2, classes), "teacher")
+        if config.teacher.checkpoint and not session.run.teacher.is_file():
+            checkpoints.load_weights(teacher, config.teacher.checkpoint)
+    _initialise(student, teacher, config)
+    for timesteps in StudentObjective(student, teacher, config, encoder, x).curriculum:
+        student.timesteps = timesteps  # type: ignore[assignment]
+        _check_logits(student, encoder.student(x), (timesteps, 2, classes), "student")
 
 
 def _check_logits(model: nn.Module, x: Tensor, expected: tuple[int, ...], what: str) -> None:
     model.eval()
     reset_neurons(model)
-    with torch.no_grad():
-        logits = model(x)
+    try:
+        with torch.no_grad():
+            logits = model(x)
+    except RuntimeError as error:
+        first_line = str(error).split("\n")[0]
+        raise ConfigError(
+            f"the {what} fails on an input of shape {tuple(x.shape)}: {first_line}",
+            "give a model that takes the data set's samples",
+        ) from None
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"the {what} returns logits of shape {found} for {len(x)} samples, expected {expected}",
+            f"the {what} returns logits of shape {found} for 2 samples, expected {expected}",
             "a teacher returns [samples, classes], a student [timesteps, samples, classes]",
         )
-
-
-def _projectors(student: nn.Module, teacher: nn.Module, x: Tensor) -> nn.ModuleList:
-    """One projector for each pair of tapped stages."""
-    student.eval(), teacher.eval()
-    with torch.no_grad(), tapped(student) as spikes, tapped(teacher) as features:
-        reset_neurons(student)
-        student(x), teacher(x)
-    shapes = [tuple(spike.shape) for spike in spikes], [tuple(feature.shape) for feature in features]
-    if (
-        len(spikes) != len(features)
-        or not spikes
-        or [len(s) for s in sum(zip(*shapes, strict=True), ())] != [5, 4] * len(spikes)
-    ):
-        raise ConfigError(
-            f"the feature loss cannot pair the student's taps {shapes[0]} with the teacher's {shapes[1]}",
-            "give both models as many 'taps', [T, N, C, H, W] and [N, C, H, W], or set losses.feature to 0",
-        )
-    return nn.ModuleList(
-        losses.AffineProjector(spike.shape[2], feature.shape[1])
-        for spike, feature in zip(spikes, features, strict=True)
-    )

@@ -1,0 +1,163 @@
+"""Training speed on ResNet-18, T=4, CIFAR's shapes: SpikingJelly's neurons in a loop over time, and snnkit's path.
+
+python benchmarks/train.py [--quick] [--json] [--batch N] [--steps N]
+
+A step is forward, backward and optimiser. Both are measured in turns in one run and printed as a ratio, and as a share
+of the rate at which the same machine multiplies large matrices. Exits 1 below the floor.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based.model import spiking_resnet
+from torch import Tensor, nn
+
+from snnkit.config import load_config
+from snnkit.training import losses
+from snnkit.training.models import build_student
+from snnkit.training.schedule import build_optimizer
+
+TIMESTEPS, CLASSES = 4, 100
+FLOP_PER_IMAGE = 3 * 2 * 0.5555e9 * TIMESTEPS  # forward and backward; the stem counted at every timestep
+FLOORS = {"cpu": 1.2, "cuda": 3.0}
+
+
+def node_loop() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+    """SpikingJelly's ResNet-18 with the stem for small images, float32, one timestep after the other."""
+    net = spiking_resnet.spiking_resnet18(
+        spiking_neuron=neuron.LIFNode,
+        surrogate_function=surrogate.Sigmoid(),
+        detach_reset=True,
+        decay_input=False,
+        num_classes=CLASSES,
+    )
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        functional.reset_net(net)
+        return torch.stack([net(x) for _ in range(TIMESTEPS)])
+
+    return net, forward
+
+
+def ours(*, bf16: bool) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+    """The student ``resnet18``: stem once, time folded into the batch, fused neurons; autocast on a GPU."""
+    config = load_config(None, ["student.model=resnet18", f"student.timesteps={TIMESTEPS}"])
+    net = build_student((3, 32, 32), CLASSES, config.student)
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = net(x)
+        return logits.float()
+
+    return net, forward
+
+
+class Contender:
+    """One way to train: ``step`` runs a whole optimiser step on random images."""
+
+    def __init__(self, made: tuple[nn.Module, Callable[..., Tensor]], device: str, batch: int, layout: Any) -> None:
+        self.net, self.forward = made[0].to(device).to(memory_format=layout).train(), made[1]
+        settings = load_config(None, ["train.optimizer=sgd", "train.weight_decay=5e-4"]).train
+        self.optimizer = build_optimizer(self.net, settings)
+        self.x = torch.rand(batch, 3, 32, 32, device=device).contiguous(memory_format=layout)
+        self.y = torch.randint(CLASSES, (batch,), device=device)
+
+    def step(self) -> None:
+        loss = losses.cross_entropy(self.forward(self.net, self.x), self.y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def seconds(work: Callable[[], object], repeat: int, device: str) -> float:
+    """The time of one call, the mean of ``repeat``."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeat
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    size = 8192 if device == "cuda" else 1536
+    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    repeat = 20 if device == "cuda" else 1
+    return 2 * size**3 / min(seconds(lambda: a @ b, repeat, device) for _ in range(6))
+
+
+def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Images a second of each contender on ``device``, the best round, and their ratio."""
+    gpu = device == "cuda"
+    contenders = {
+        "node loop, fp32": Contender(node_loop(), device, batch, torch.contiguous_format),
+        f"snnkit, {'bf16' if gpu else 'fp32'}, channels_last": Contender(
+            ours(bf16=gpu), device, batch, torch.channels_last
+        ),
+    }
+    if not gpu:
+        contenders["snnkit, fp32"] = Contender(ours(bf16=False), device, batch, torch.contiguous_format)
+    best = dict.fromkeys(contenders, float("inf"))
+    for contender in contenders.values():
+        seconds(contender.step, 10 if gpu else 1, device)  # warm up
+    for _ in range(rounds):  # in turns, so that all see the same machine
+        for name, contender in contenders.items():
+            best[name] = min(best[name], seconds(contender.step, steps, device))
+    rates = {name: batch / value for name, value in best.items()}
+    loop, *others = rates.values()
+    peak = matmul_rate(device, torch.bfloat16 if gpu else torch.float32)
+    return {
+        "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
+        "batch": batch,
+        "images_per_second": rates,
+        "ratio": max(others) / loop,
+        "floor": FLOORS[device],
+        "matmul_tflops": peak / 1e12,
+        "share_of_matmul": {name: rate * FLOP_PER_IMAGE / peak for name, rate in rates.items()},
+        "epoch_seconds": 50_000 / max(others),
+    }
+
+
+def main() -> int:
+    """Measures every device of this machine."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one step each, no verdict")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--batch", type=int, help="default 8 on a CPU, 256 on a GPU")
+    parser.add_argument("--steps", type=int, help="a round; default 1 on a CPU, 20 on a GPU")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    results = []
+    for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+        gpu = device == "cuda"
+        batch, steps = arguments.batch or (256 if gpu else 8), arguments.steps or (20 if gpu else 1)
+        result = measure(device, batch, 1 if arguments.quick else steps, 1 if arguments.quick else 2)
+        results.append(result)
+        if not arguments.json:
+            print(f"{result['device']}, batch {batch}: large matrix products {result['matmul_tflops']:.3f} TFLOP/s")
+            for name, rate in result["images_per_second"].items():
+                share = result["share_of_matmul"][name]
+                print(f"  {name}: {rate:.1f} images/s, {100 * share:.0f} % of that")
+            print(
+                f"  ratio {result['ratio']:.2f} (floor {result['floor']}), {result['epoch_seconds']:.1f} s / 50k images"
+            )
+    passed = all(result["ratio"] >= result["floor"] for result in results)
+    if arguments.json:
+        print(json.dumps({"results": results, "passed": passed}))
+    return 0 if passed or arguments.quick else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""What is minimised: a module that takes a batch and returns the logits and every loss by name, for both phases.
+
+One module holds all that is trained, and its forward pass computes all that is derived from it, so that
+DistributedDataParallel can wrap it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from snnkit.config import DistillConfig, LossesConfig, resolve
+from snnkit.errors import ConfigError
+from snnkit.training import losses
+from snnkit.training.augment import Labels, over_labels
+from snnkit.training.encoding import Encoder
+from snnkit.training.models import tapped
+from snnkit.training.neurons import is_neuron, reset_neurons
+
+Values = dict[str, Tensor]  # losses by name, before they are weighted
+
+
+class Objective(nn.Module):
+    """The base of both: ``model`` is trained, ``weights`` are those of the losses that :meth:`forward` returns.
+
+    ``forward(x, labels)`` takes an augmented batch; it returns logits [N, K] and the losses. ``bf16``: forward passes
+    under autocast; losses are of full precision. ``curriculum`` maps numbers of timesteps to the share of the steps up
+    to which they hold, then there are ``timesteps``.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, float], *, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = dict(weights)
+        self.bf16 = bf16
+        self.curriculum: dict[int, float] = {}
+        self.timesteps = 1
+
+    def set_timesteps(self, timesteps: int) -> None:
+        """What the model's next passes run."""
+        if self.curriculum:
+            self.model.timesteps = timesteps  # type: ignore[assignment]
+
+    def autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+class TeacherObjective(Objective):
+    """Cross-entropy of an artificial network."""
+
+    def __init__(self, model: nn.Module, config: DistillConfig, encoder: Encoder) -> None:
+        super().__init__(model, {"cross_entropy": 1.0}, bf16=config.train.precision == "bf16")
+        self.smoothing, self.encoder = config.losses.label_smoothing, encoder
+
+    def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
+        with self.autocast(x):
+            logits = _full(self.model(self.encoder.teacher(x)))
+        return logits, {
+            "cross_entropy": over_labels(partial(losses.cross_entropy, logits[None], smoothing=self.smoothing), labels)
+        }
+
+
+class StudentObjective(Objective):
+    """The weighted losses of a spiking student, with or without a teacher, which stays as it is.
+
+    ``sample`` are a few inputs, with which the student's and the teacher's stages are paired.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | None, config: DistillConfig, encoder: Encoder, sample: Tensor
+    ) -> None:
+        weights = config.losses
+        names = ("cross_entropy", "ensemble", "entropy", "prefix", "kl", "feature", "activation_map")
+        used = {name: value for name in names if (value := getattr(weights, name))}
+        super().__init__(student, {**used, **weights.extra}, bf16=config.train.precision == "bf16")
+        self.settings, self.encoder, self.timesteps = weights, encoder, config.student.timesteps
+        self.curriculum = _checked_curriculum(student, config)
+        self.extra: dict[str, Callable[..., Tensor]] = {name: resolve(name, {}, "loss") for name in weights.extra}
+        self.projectors = nn.ModuleList()
+        self._teacher: tuple[nn.Module, ...] = ()
+        if teacher is not None and weights.distilled:
+            self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of what is trained
+            probe = _probe(student, teacher, encoder, sample)
+            if weights.feature:
+                self.projectors = _projectors(student, probe, weights)
+            if weights.activation_map:
+                _check_maps(probe)
+
+    def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
+        s = self.settings
+        reset_neurons(self.model)
+        with (
+            self.autocast(x),
+            tapped(self.model) as spikes,
+            tapped(self.model, inputs=True) if s.features == "membrane" else nullcontext(spikes) as aligned,
+        ):
+            logits = _full(self.model(self.encoder.student(x)))
+        average = logits.mean(0, keepdim=True)
+        values: Values = {}
+        if s.cross_entropy:
+            answers = logits if s.cross_entropy_on == "steps" else average
+            loss = partial(losses.cross_entropy, answers, smoothing=s.label_smoothing)
+            values["cross_entropy"] = over_labels(loss, labels)
+        if s.ensemble:
+            values["ensemble"] = losses.ensemble(logits, s.temperature)
+        if s.entropy:
+            values["entropy"] = losses.entropy(logits)
+        if s.prefix:
+            values["prefix"] = losses.prefix(logits, s.temperature)
+        for teacher in self._teacher:
+            target, features, activation_map = self._ask(teacher, self.encoder.teacher(x))
+            if s.kl:
+                answers = logits if s.kl_on == "steps" else average
+                values["kl"] = losses.distillation(answers, target, s.temperature)
+            if s.feature:
+                pairs = _chosen(aligned, features, s)
+                distances = [
+                    losses.feature_alignment(projector(_mean(mine)), _full(theirs))
+                    for projector, (mine, theirs) in zip(self.projectors, pairs, strict=True)
+                ]
+                values["feature"] = torch.stack(distances).mean()
+            if s.activation_map and activation_map is not None:
+                values["activation_map"] = losses.activation_map_alignment(_full(spikes[-1]), activation_map)
+            for name, function in self.extra.items():
+                values[name] = over_labels(partial(function, logits, target), labels)
+        return average[0], values
+
+    def _ask(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """The teacher's logits, features and, where a loss needs it, class activation map."""
+        if not self.settings.activation_map:
+            with torch.no_grad(), self.autocast(x), tapped(teacher) as features:
+                return _full(teacher(x)), features, None
+        with torch.enable_grad(), self.autocast(x), _leaf(teacher) as leaves, tapped(teacher) as features:
+            logits = _full(teacher(x))
+        activation_map = losses.class_activation_map(leaves[0], logits)
+        return logits.detach(), [feature.detach() for feature in features], _full(activation_map)
+
+
+def _full(x: Tensor) -> Tensor:
+    """Out of the half precision of autocast."""
+    return x.float() if x.dtype is torch.bfloat16 else x
+
+
+def _mean(sequence: Tensor) -> Tensor:
+    """The average over time, summed in full precision."""
+    return sequence.mean(0, dtype=torch.float32 if sequence.dtype is torch.bfloat16 else None)
+
+
+@contextmanager
+def _leaf(teacher: nn.Module) -> Iterator[list[Tensor]]:
+    """Starts the graph at the last tapped stage, whose output is collected: what comes before costs nothing."""
+    found: list[Tensor] = []
+
+    def cut(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[0]
+
+    handle = teacher.get_submodule(teacher.taps[-1]).register_forward_hook(cut)  # type: ignore[index, arg-type]
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _chosen(mine: list[Tensor], theirs: list[Tensor], settings: LossesConfig) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of stages that are aligned."""
+    stages = range(len(mine)) if settings.stages is None else settings.stages
+    return [(mine[stage], theirs[stage]) for stage in stages]
+
+
+def _probe(student: nn.Module, teacher: nn.Module, encoder: Encoder, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of all taps of both."""
+    student.eval(), teacher.eval()
+    with torch.no_grad(), tapped(student) as spikes, tapped(teacher) as features:
+        reset_neurons(student)
+        student(encoder.student(x)), teacher(encoder.teacher(x))
+    return spikes, features
+
+
+def _projectors(student: nn.Module, probe: tuple[list[Tensor], list[Tensor]], settings: LossesConfig) -> nn.ModuleList:
+    """One projector for each aligned pair of stages; says what cannot be paired."""
+    spikes, features = probe
+    shapes = [tuple(spike.shape) for spike in spikes], [tuple(feature.shape) for feature in features]
+    dimensions = [(spike.dim(), feature.dim()) for spike, feature in zip(spikes, features, strict=False)]
+    if not spikes or len(spikes) != len(features) or set(dimensions) != {(5, 4)}:
+        raise ConfigError(
+            f"the feature loss cannot pair the student's taps {shapes[0]} with the teacher's {shapes[1]}",
+            "give both models as many 'taps', [T, N, C, H, W] and [N, C, H, W], or set losses.feature to 0",
+        )
+    if missing := [stage for stage in settings.stages or () if stage >= len(spikes)]:
+        raise ConfigError(
+            f"losses.stages names stage {missing[0]}, but there are {len(spikes)}", f"give 0 to {len(spikes) - 1}"
+        )
+    if settings.features == "membrane":
+        for name in student.taps:  # type: ignore[union-attr]
+            if not is_neuron(student.get_submodule(name)):
+                raise ConfigError(
+                    f"losses.features: membrane needs neurons, but the student taps '{name}'",
+                    "tap the stages' last neurons, or use spike",
+                )
+    projectors = nn.ModuleList()
+    for spike, feature in _chosen(spikes, features, settings):
+        mine, theirs = spike.shape[2], feature.shape[1]
+        if settings.projector != "1x1" and mine != theirs:
+            raise ConfigError(
+                f"the projector '{settings.projector}' cannot map {mine} channels to {theirs}",
+                "set losses.projector to 1x1",
+            )
+        kinds: dict[str, Callable[[], nn.Module]] = {
+            "none": nn.Identity,
+            "channelwise": lambda mine=mine: losses.ChannelwiseProjector(mine),  # type: ignore[misc]
+            "1x1": lambda mine=mine, theirs=theirs: losses.AffineProjector(mine, theirs),  # type: ignore[misc]
+        }
+        projectors.append(kinds[settings.projector]())
+    return projectors
+
+
+def _check_maps(probe: tuple[list[Tensor], list[Tensor]]) -> None:
+    spikes, features = probe
+    if not spikes or not features or (spikes[-1].dim(), features[-1].dim()) != (5, 4):
+        raise ConfigError(
+            "the class activation maps need a last tapped stage with pixels in both models",
+            "give the models 'taps', or set losses.activation_map to 0",
+        )
+
+
+def _checked_curriculum(student: nn.Module, config: DistillConfig) -> dict[int, float]:
+    curriculum = config.train.curriculum
+    if curriculum and not isinstance(getattr(student, "timesteps", None), int):
+        raise ConfigError(
+            f"train.curriculum needs a student that reads its 'timesteps'; '{config.student.model}' has none",
+            "leave the curriculum out",
+        )
+    if longest := [steps for steps in curriculum if steps >= config.student.timesteps]:
+        raise ConfigError(
+            f"train.curriculum has {longest[0]} timesteps, the student {config.student.timesteps}",
+            "a curriculum leads up to the student's timesteps from below",
+        )
+    return dict(curriculum)
