@@ -33,6 +33,7 @@ test: lint
 bench: setup
 	$(RUN) python benchmarks/quickstart.py
 	$(RUN) python benchmarks/digits.py
+	$(RUN) python benchmarks/train.py
 
 clean:
 	rm -rf .venv .uv runs

@@ -438,3 +438,14 @@ def test_precision_reaches_the_weights(tmp_path):
     assert last.tensors["model.classifier.weight"].dtype == torch.float64
     assert last.state("ema").keys() == last.state("model").keys()
     assert load_student(run).classifier.weight.dtype == torch.float32
+
+
+def test_the_moving_averages_statistics_are_those_of_the_encoded_input(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(MovingAverage, "recompute_statistics", lambda self, batches: seen.append(next(iter(batches))))
+    settings = (*PLAIN, "data.encoding=rate", "train.epochs=1", "train.ema=0.5")
+    distill(small(*settings), Run(tmp_path))
+    (batch,) = seen
+    assert batch.shape[0] == small(*settings).student.timesteps
+    assert batch.dim() == 5
+    assert set(batch.unique().tolist()) <= {0.0, 1.0}

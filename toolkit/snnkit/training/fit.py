@@ -143,7 +143,8 @@ def fit(
                     f"use a smaller lr, train.warmup_epochs or train.grad_clip; {_last_good(run)}",
                 )
             if average and not config.train.freeze_batchnorm:
-                average.recompute_statistics(_statistics_batches(session, phase, epoch, batches))
+                samples = _statistics_batches(session, phase, epoch, batches)
+                average.recompute_statistics(objective.encode(x) for x in samples)
             split = session.data.validation if phase == "student" else session.data.validation.still
             validation = evaluate(model, split) if len(split) else None
             header = {"phase": phase, "epoch": epoch + 1, "correct": validation.correct if validation else None}

@@ -43,6 +43,10 @@ class Objective(nn.Module):
         if self.curriculum:
             self.model.timesteps = timesteps  # type: ignore[assignment]
 
+    def encode(self, x: Tensor) -> Tensor:
+        """An augmented batch as ``model`` takes it."""
+        raise NotImplementedError
+
     def autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -54,9 +58,12 @@ class TeacherObjective(Objective):
         super().__init__(model, {"cross_entropy": 1.0}, bf16=config.train.precision == "bf16")
         self.smoothing, self.encoder = config.losses.label_smoothing, encoder
 
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder.teacher(x)
+
     def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
         with self.autocast(x):
-            logits = _full(self.model(self.encoder.teacher(x)))
+            logits = _full(self.model(self.encode(x)))
         return logits, {
             "cross_entropy": over_labels(partial(losses.cross_entropy, logits[None], smoothing=self.smoothing), labels)
         }
@@ -88,6 +95,9 @@ class StudentObjective(Objective):
             if weights.activation_map:
                 _check_maps(probe)
 
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder.student(x)
+
     def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
         s = self.settings
         reset_neurons(self.model)
@@ -96,7 +106,7 @@ class StudentObjective(Objective):
             tapped(self.model) as spikes,
             tapped(self.model, inputs=True) if s.features == "membrane" else nullcontext(spikes) as aligned,
         ):
-            logits = _full(self.model(self.encoder.student(x)))
+            logits = _full(self.model(self.encode(x)))
         average = logits.mean(0, keepdim=True)
         values: Values = {}
         if s.cross_entropy:
