@@ -94,7 +94,7 @@ def _coded(data: Dataset, config: DataConfig, timesteps: int | None) -> Dataset:
 def _check(data: Dataset, part: str) -> None:
     split: Split = getattr(data, part)
     stored, y = split.stored, split.y
-    dtypes = {"uint8"} if split.encoding == "events" else {"uint8", "float32"}
+    dtypes = ("uint8",) if split.encoding == "events" else ("float32", "uint8")
     fault = None
     if stored.dtype.name not in dtypes or y.dtype != np.int64:
         fault = f"its samples are {stored.dtype} and its labels {y.dtype}; they must be {' or '.join(dtypes)} and int64"
