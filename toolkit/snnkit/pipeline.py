@@ -266,7 +266,7 @@ class Evaluation:
         result: dict[str, Any] = {
             "name": trace.target,
             "samples": trace.samples,
-            "spikes_per_inference": sum(int(s.sum()) for s in trace.spikes_per_neuron.values()) / trace.samples,
+            "spikes_per_inference": trace.spikes_per_inference,
             "firing_rates": trace.firing_rates(),
             "overflows": trace.overflows,
             "seconds": trace.seconds,
@@ -275,13 +275,7 @@ class Evaluation:
         }
         if self.accuracy is None:
             return {**result, "predictions": predictions(trace).tolist()}
-        low, high = self.accuracy.interval
-        return {
-            **result,
-            "accuracy": self.accuracy.percent,
-            "correct": self.accuracy.correct,
-            "interval_95": [low, high],
-        }
+        return {**result, **self.accuracy.to_json()}
 
 
 def evaluate(net: Network, samples: Samples, targets: Sequence[str]) -> tuple[list[Evaluation], list[Agreement]]:
@@ -291,7 +285,8 @@ def evaluate(net: Network, samples: Samples, targets: Sequence[str]) -> tuple[li
     record = "raster" if len(names) > 1 else "counts"
     results = []
     for name in names:
-        trace = run(net, samples.x, name, record=record)
+        plugin = plugins.target(name)
+        trace = plugin.run(net, samples.x, plugins.options(plugin, {"record": record}))
         accuracy = None
         if samples.y is not None:
             if len(samples.y) != trace.samples:

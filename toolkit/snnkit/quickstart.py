@@ -54,16 +54,7 @@ class Quickstart:
         """The same, for machines."""
         rows = [
             {"name": row.name, "spikes_per_inference": row.spikes, "note": row.note}
-            | (
-                {}
-                if row.accuracy is None
-                else {
-                    "accuracy": row.accuracy.percent,
-                    "correct": row.accuracy.correct,
-                    "samples": row.accuracy.samples,
-                    "interval_95": list(row.accuracy.interval),
-                }
-            )
+            | ({} if row.accuracy is None else row.accuracy.to_json())
             for row in self.rows
         ]
         return {
@@ -109,8 +100,8 @@ def quickstart(
     not_run = {name: missing for name in TARGETS if (missing := plugins.target(name).available())}
     results, agreements = evaluate(net, samples, [name for name in TARGETS if name not in not_run])
     for result in results:
-        spikes = sum(int(counts.sum()) for counts in result.trace.spikes_per_neuron.values()) / result.trace.samples
-        rows.append(Row(f"student, distilled, integer: {result.trace.target}", result.accuracy, spikes))
+        name, spikes = f"student, distilled, integer: {result.trace.target}", result.trace.spikes_per_inference
+        rows.append(Row(name, result.accuracy, spikes))
     rows += [Row(f"student, distilled, integer: {name}", None, note=missing) for name, missing in not_run.items()]
     counts, energies = energy(net, samples, list_models())
     write_energy(run.path, counts, energies)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +36,8 @@ class Accuracy:
         centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
         half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n))
         return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+    def to_json(self) -> dict[str, Any]:
+        """Percent, the count behind it, and the interval."""
+        counts = {"correct": self.correct, "samples": self.samples}
+        return {"accuracy": self.percent, **counts, "interval_95": list(self.interval)}

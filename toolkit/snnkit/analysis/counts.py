@@ -36,6 +36,7 @@ from snnkit.network.ir import (
     Synapse,
     conv_output_size,
     infer_shapes,
+    reads_input,
     verify,
 )
 from snnkit.network.trace import Trace
@@ -315,7 +316,7 @@ def _count_synapse(node: Synapse, record: NodeCounts, sources: _Sources, passes:
         acs_once=acs_once,
         macs_once=macs_once,
         dense=int(fan_out(node, shape, dense=True).sum()) * passes,
-        reads_input=_reads_input(sources.net, node),
+        reads_input=reads_input(sources.net, node),
     )
 
 
@@ -337,21 +338,12 @@ def _count_neurons(node: LIF, record: NodeCounts, sources: _Sources, shape: Shap
     )
 
 
-def _reads_input(net: Network, node: Node) -> bool:
-    """Whether a node sees the raw input, directly, flattened or pooled."""
-    sources = [net[edge.source] for edge in node.inputs]
-    return any(
-        isinstance(source, Input) or (isinstance(source, Flatten | AvgPool2d) and _reads_input(net, source))
-        for source in sources
-    )
-
-
 def _on_host(net: Network) -> set[str]:
     """The synapses that read the raw input, and the neurons that read nothing else than those, if a host has them."""
     host: set[str] = set()
     if net.stem == "host":
         for node in net.nodes:
-            stem = isinstance(node, Synapse) and _reads_input(net, node)
+            stem = isinstance(node, Synapse) and reads_input(net, node)
             after = not isinstance(node, Input | Synapse | Readout) and all(
                 edge.source in host and not isinstance(net[edge.source], LIF) for edge in node.inputs
             )

@@ -27,9 +27,10 @@ def print_evaluations(data: str, results: "Sequence[Evaluation]", net: "Network"
     """A row a target, then a row a layer."""
     rows = []
     for result in results:
-        spikes = sum(int(counts.sum()) for counts in result.trace.spikes_per_neuron.values())
         cells = accuracy_cells(result.accuracy) if result.accuracy else ["no labels", "", f"{result.trace.samples} run"]
-        rows.append([result.trace.target, *cells, number(spikes / result.trace.samples), f"{result.trace.seconds:.2f}"])
+        rows.append(
+            [result.trace.target, *cells, number(result.trace.spikes_per_inference), f"{result.trace.seconds:.2f}"]
+        )
     columns = ["target", "accuracy", "95 % interval", "correct", "spikes per inference", "seconds"]
     print_table(f"{data}: {net.timesteps} timesteps, simulated", columns, rows)
     for result in results:

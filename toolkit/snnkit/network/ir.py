@@ -205,6 +205,15 @@ class Network:
         return any(position[edge.source] >= position[node.name] for node in self.nodes for edge in node.inputs)
 
 
+def reads_input(net: Network, node: Node) -> bool:
+    """Whether a node sees the raw input, directly, flattened or pooled."""
+    sources = [net[edge.source] for edge in node.inputs]
+    return any(
+        isinstance(source, Input) or (isinstance(source, Flatten | AvgPool2d) and reads_input(net, source))
+        for source in sources
+    )
+
+
 def same(a: Network, b: Network) -> bool:
     """Whether two networks hold the same graph, bit-identical arrays and the same metadata."""
 

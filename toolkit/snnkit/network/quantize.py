@@ -24,6 +24,7 @@ from snnkit.network.ir import (
     Node,
     Readout,
     Synapse,
+    reads_input,
     verify,
 )
 
@@ -62,7 +63,7 @@ def quantize(net: Network, *, weight_bits: int = 8, input_bits: int = 4) -> Netw
             continue
         scale = scales[node.name] = _scale(net, node, synapses, entry, q_max)
         for synapse in synapses:
-            gain = entry.scale if _reads_input(net, synapse) else 1.0
+            gain = entry.scale if reads_input(net, synapse) else 1.0
             quantised[synapse.name] = dataclasses.replace(
                 synapse,
                 weight=np.rint(synapse.weight.astype(np.float64) * gain * scale).astype(np.int8),
@@ -88,14 +89,6 @@ def _rounded(x: Any, scale: float) -> Any:
     return np.asarray(np.rint(np.asarray(x, np.float64) * scale), np.int32)
 
 
-def _reads_input(net: Network, synapse: Synapse) -> bool:
-    """Whether the synapse sees the raw input, directly or flattened."""
-    source = net[synapse.inputs[0].source]
-    while not isinstance(source, Input) and not isinstance(source, LIF):
-        source = net[source.inputs[0].source]
-    return isinstance(source, Input)
-
-
 def _obstacles(net: Network) -> list[str]:
     reasons = []
     for node in net.nodes:
@@ -118,7 +111,7 @@ def _obstacles(net: Network) -> list[str]:
 
 def _scale(net: Network, node: Node, synapses: list[Synapse], entry: Input, q_max: int) -> float:
     """The shared scale n of everything that enters ``node``: the largest integer that fits all limits."""
-    largest = max(float(np.abs(s.weight).max()) * (entry.scale if _reads_input(net, s) else 1.0) for s in synapses)
+    largest = max(float(np.abs(s.weight).max()) * (entry.scale if reads_input(net, s) else 1.0) for s in synapses)
     bias = np.abs(sum(np.abs(s.bias.astype(np.float64)) for s in synapses if s.bias is not None)).max()
     limits = {"weights": q_max / largest}
     if bias:  # an accumulating readout holds the bias of all timesteps

@@ -33,6 +33,11 @@ class Trace:
     def samples(self) -> int:
         return int(self.readouts.shape[0])
 
+    @property
+    def spikes_per_inference(self) -> float:
+        """Spikes of all neurons and timesteps, mean over the samples."""
+        return sum(int(counts.sum()) for counts in self.spikes_per_neuron.values()) / self.samples
+
     def firing_rates(self) -> dict[str, float]:
         """Spikes per neuron and timestep of every neuron node, 0..1."""
         rates = {}

@@ -61,10 +61,7 @@ class Summary:
         """The same, for machines; accuracies in percent."""
 
         def figures(accuracy: Accuracy | None) -> dict[str, Any] | None:
-            if accuracy is None:
-                return None
-            interval = {"interval_95": list(accuracy.interval)}
-            return {"accuracy": accuracy.percent, **dataclasses.asdict(accuracy), **interval}
+            return None if accuracy is None else accuracy.to_json()
 
         return {
             "run": str(self.run),
