@@ -10,12 +10,12 @@ def inventory(kind: str) -> list[tuple[str, str]]:
     """Names of a kind, each with a line about it; raises :class:`UsageError` for an unknown kind."""
     match kind:
         case "exporters":
-            return [(name, _summary(plugins.exporter(name))) for name in plugins.names("exporters")]
+            return [(name, _plugin(plugins.exporter(name))) for name in plugins.names("exporters")]
         case "targets":
             rows = []
             for name in plugins.names("targets"):
                 missing = plugins.target(name).available()
-                rows.append((name, f"not available: {missing}" if missing else _summary(plugins.target(name))))
+                rows.append((name, f"not available: {missing}" if missing else _plugin(plugins.target(name))))
             return rows
         case "energy-models":
             from snnkit.analysis.energy import list_models, load_model
@@ -34,6 +34,11 @@ def inventory(kind: str) -> list[tuple[str, str]]:
             named = [(name, _summary(function)) for name, function in DATASETS.items()]
             return [*named, ("tonic:NAME", "any event data set of tonic, by its name")]
     raise UsageError(f"there is no kind '{kind}'", did_you_mean(kind, KINDS))
+
+
+def _plugin(plugin: plugins.Exporter | plugins.Target) -> str:
+    options = plugins.describe_options(plugin)
+    return f"{_summary(plugin)} Options: {options}." if options else _summary(plugin)
 
 
 def _summary(thing: object) -> str:

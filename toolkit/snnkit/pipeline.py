@@ -5,12 +5,13 @@ Modules that need torch are imported where they are used, so that the rest stays
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from snnkit import plugins
 from snnkit.analysis.accuracy import Accuracy
@@ -210,20 +211,23 @@ def export(net: Network, path: PathLike, target: str, **options: Any) -> list[Pa
     return plugin.export(net, Path(path), plugins.options(plugin, options))
 
 
-def export_all(path: PathLike, targets: Sequence[str], output: PathLike | None = None) -> dict[str, list[Path]]:
+def export_all(
+    path: PathLike, targets: Sequence[str], output: PathLike | None = None, assignments: Sequence[str] = ()
+) -> dict[str, list[Path]]:
     """Writes NET in several formats: into ``exports/`` of a run, beside a network file, or into ``output``.
 
-    Nothing is written unless every exporter can take the network.
+    ``assignments`` are options, ``[TARGET.]KEY=VALUE``. Nothing is written unless every exporter can take the network.
     """
+    options = plugins.options_of("exporters", targets, assignments)
     net = load(path)
     folder, stem = (Path(path) / "exports", "network") if Path(path).is_dir() else (Path(path).parent, Path(path).stem)
     folder = Path(output) if output is not None else folder
-    loaded = {name: plugins.exporter(name) for name in dict.fromkeys(targets)}
-    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, plugin.Options())]
+    loaded = {name: plugins.exporter(name) for name in options}
+    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, options[name])]
     if reasons:
         raise UnsupportedError(f"'{path}' cannot be exported", reasons, "leave out the exporter, or change the network")
     return {
-        name: plugin.export(net, folder / f"{stem}{plugin.SUFFIX}", plugin.Options()) for name, plugin in loaded.items()
+        name: plugin.export(net, folder / f"{stem}{plugin.SUFFIX}", options[name]) for name, plugin in loaded.items()
     }
 
 
@@ -238,18 +242,18 @@ def run(net: Network, inputs: Array, target: str = "reference", **options: Any) 
     """
     plugin = plugins.target(target)
     checked = plugins.options(plugin, options)
-    require(net, [target])
+    require(net, {target: checked})
     return plugin.run(net, inputs, checked)
 
 
-def require(net: Network, targets: Sequence[str]) -> None:
-    """Raises unless every target is available and takes the network."""
-    loaded = {name: plugins.target(name) for name in targets}
+def require(net: Network, options: Mapping[str, BaseModel]) -> None:
+    """Raises unless every target, by its name and with its options, is available and takes the network."""
+    loaded = {name: plugins.target(name) for name in options}
     for name, plugin in loaded.items():
         if missing := plugin.available():
             sentence, _, remedy = missing.partition("; ")
             raise UnavailableError(f"target '{name}' is not available: {sentence}", remedy or "see 'snnkit doctor'")
-    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, plugin.Options())]
+    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, options[name])]
     if reasons:
         raise UnsupportedError("the network cannot be run", reasons, "leave out the target, or change the network")
 
@@ -278,15 +282,19 @@ class Evaluation:
         return {**result, **self.accuracy.to_json()}
 
 
-def evaluate(net: Network, samples: Samples, targets: Sequence[str]) -> tuple[list[Evaluation], list[Agreement]]:
-    """Runs the samples on each target; several are compared with the first one, spike by spike."""
-    names = list(dict.fromkeys(targets))
-    require(net, names)
-    record = "raster" if len(names) > 1 else "counts"
+def evaluate(
+    net: Network, samples: Samples, targets: Sequence[str], assignments: Sequence[str] = ()
+) -> tuple[list[Evaluation], list[Agreement]]:
+    """Runs the samples on each target; several are compared with the first one, spike by spike.
+
+    ``assignments`` are options, ``[TARGET.]KEY=VALUE``.
+    """
+    record = "raster" if len(set(targets)) > 1 else "counts"
+    options = plugins.options_of("targets", targets, assignments, record=record)
+    require(net, options)
     results = []
-    for name in names:
-        plugin = plugins.target(name)
-        trace = plugin.run(net, samples.x, plugins.options(plugin, {"record": record}))
+    for name, chosen in options.items():
+        trace = plugins.target(name).run(net, samples.x, chosen)
         accuracy = None
         if samples.y is not None:
             if len(samples.y) != trace.samples:

@@ -6,9 +6,10 @@ This is the only module that may reach up: it imports by name, when asked, and k
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,5 +93,52 @@ def options(plugin: Exporter | Target, values: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"]))
-        hint = did_you_mean(name, plugin.Options.model_fields)
-        raise UsageError(f"option '{name}': {problem['msg'][0].lower()}{problem['msg'][1:]}", hint) from None
+        if problem["type"] == "extra_forbidden":
+            fields = plugin.Options.model_fields
+            hint = did_you_mean(name, fields) if fields else "it takes no options"
+            raise UsageError(f"'{_name(plugin)}' has no option '{name}'", hint) from None
+        message = f"option '{name}' of '{_name(plugin)}': {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        raise UsageError(message, f"it was {problem['input']!r}") from None
+
+
+def _name(plugin: Exporter | Target) -> str:
+    return getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2]
+
+
+def describe_options(plugin: Exporter | Target) -> str:
+    """``form=unrolled|step|scan, trace=true|false``: the options of a plugin in one line, empty where it has none."""
+    return ", ".join(f"{name}={_values(field.annotation)}" for name, field in plugin.Options.model_fields.items())
+
+
+def _values(annotation: Any) -> str:
+    if annotation is bool:
+        return "true|false"
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _values(get_args(annotation)[0])
+    if kinds := get_args(annotation):
+        return "|".join(_values(kind) for kind in kinds if kind is not type(None))
+    return str(annotation.__name__).upper()
+
+
+def options_of(
+    kind: Kind, chosen: Sequence[str], assignments: Sequence[str] = (), **values: Any
+) -> dict[str, BaseModel]:
+    """The checked options of each plugin in ``chosen``, from ``[NAME.]KEY=VALUE`` on top of ``values``.
+
+    Without NAME an assignment goes to every one of them. Raises :class:`UsageError` for one that does not fit.
+    """
+    given: dict[str, dict[str, Any]] = {name: dict(values) for name in chosen}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        owner, dot, field = key.rpartition(".")
+        if not equals or not field:
+            raise UsageError(f"option '{assignment}' has no value", "write KEY=VALUE, or NAME.KEY=VALUE for one target")
+        if dot and owner not in given:
+            message = f"option '{assignment}' is for '{owner}', which is not among the targets"
+            raise UsageError(message, did_you_mean(owner, given))
+        for name in [owner] if dot else given:
+            given[name][field] = value
+    find = exporter if kind == "exporters" else target
+    return {name: options(find(name), fields) for name, fields in given.items()}

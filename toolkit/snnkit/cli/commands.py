@@ -25,6 +25,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="NAME|x.npy[,y.npy]", help="a data set, or your own arrays")
 ]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-O",
+        metavar="[TARGET.]KEY=VALUE",
+        help="an option of the targets, or of the one named (see: snnkit list)",
+    ),
+]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="the first N samples only")]
 
 
@@ -233,13 +242,14 @@ def export(
     target: Annotated[
         list[str], typer.Option("--target", "-t", help="a format; several are allowed (see: snnkit list exporters)")
     ],
+    option: Options = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="the folder to write to")] = None,
     json: Json = False,
 ) -> None:
     """Writes the network for other tools: ONNX, Lava."""
     from snnkit.pipeline import export_all
 
-    written = export_all(net, target, output)
+    written = export_all(net, target, output, option or ())
     if json:
         print_json({"exports": {name: [str(path) for path in paths] for name, paths in written.items()}})
         return
@@ -254,6 +264,7 @@ def run(
     target: Annotated[
         list[str], typer.Option("--target", "-t", help="where to run; several are compared (see: snnkit list targets)")
     ] = ["reference"],  # noqa: B006
+    option: Options = None,
     data: Data = None,
     samples: Samples = None,
     save: Annotated[
@@ -272,7 +283,7 @@ def run(
         raise UsageError("--save takes the predictions of one target", "give one --target")
     network = load(net)
     chosen = load_samples(network, data, count=samples)
-    results, agreements = evaluate(network, chosen, target)
+    results, agreements = evaluate(network, chosen, target, option or ())
     if save:
         save_predictions(results[0], save)
     if json:
