@@ -47,17 +47,19 @@ def check(net: Network, options: Options) -> list[str]:  # noqa: ARG001 - the co
 
 def run(net: Network, inputs: Array, options: Options) -> Trace:
     """Runs raw inputs, direct [B, *shape] in 0..1 or events [T, B, *shape], for the network's timesteps."""
-    encoded = encode_inputs(net, inputs)
-    batch_axis = 0 if net.input.encoding == "direct" else 1
-    samples = encoded.shape[batch_axis]
-    start = time.perf_counter()
-    with torch.inference_mode(), _exact_convolutions():
-        machine = _Machine(net, torch.device(options.device), raster=options.record == "raster")
-        parts = [
-            machine.run(torch.from_numpy(encoded.take(range(i, min(i + options.chunk, samples)), axis=batch_axis)))
-            for i in range(0, max(samples, 1), options.chunk)
-        ]
-    return dataclasses.replace(Trace.join(parts), seconds=time.perf_counter() - start)
+    return Trace.join([trace for _, trace in stream(net, inputs, options)])
+
+
+def stream(net: Network, inputs: Array, options: Options) -> Iterator[tuple[Array, Trace]]:
+    """The same run, some samples after the other: their raw inputs and trace, so that a set of any size fits."""
+    axis = 0 if net.input.encoding == "direct" else 1
+    machine = _Machine(net, torch.device(options.device), raster=options.record == "raster")
+    for first in range(0, max(*inputs.shape[axis : axis + 1], 1), options.chunk):
+        piece = inputs[(slice(None),) * axis + (slice(first, first + options.chunk),)]
+        start = time.perf_counter()
+        with torch.inference_mode(), _exact_convolutions():
+            trace = machine.run(torch.from_numpy(encode_inputs(net, piece)))
+        yield piece, dataclasses.replace(trace, seconds=time.perf_counter() - start)
 
 
 @contextmanager
@@ -100,6 +102,7 @@ class _Machine:
         neurons = {node.name: _Neurons(node, zeros[node.name], integer=self.integer) for node in net.neurons}
         readout = zeros[net.readout.name].to(torch.int64 if self.integer else torch.float32)
         rasters: dict[str, list[Array]] = {name: [] for name in neurons}
+        answers: list[Array] = []
         per_step: dict[str, list[Array]] = {name: [] for name in neurons}
         per_neuron = {name: zeros[name].to(torch.int32) for name in neurons}
         static: dict[str, Tensor] = {}
@@ -126,7 +129,9 @@ class _Machine:
                         if self.raster:
                             rasters[node.name].append(_numpy(spikes))
                     case Readout():
-                        readout += _total(operands).to(readout.dtype) + self._bias(node)
+                        readout = readout + _total(operands).to(readout.dtype) + self._bias(node)
+                        if self.raster:
+                            answers.append(_numpy(readout))
                     case _:
                         now[node.name] = self._value(node, _total(operands))
             if t == 0:
@@ -138,6 +143,7 @@ class _Machine:
             spikes_per_step={name: np.stack(steps) for name, steps in per_step.items()},
             spikes_per_neuron={name: _numpy(counts) for name, counts in per_neuron.items()},
             rasters={name: np.stack(steps) for name, steps in rasters.items()} if self.raster else None,
+            readouts_per_step=np.stack(answers) if self.raster else None,
             overflows={name: int(group.overflows) for name, group in neurons.items()},
             steps=batch * net.timesteps,
         )

@@ -38,6 +38,7 @@ from snnkit.runs import Run
 if TYPE_CHECKING:
     from snnkit.analysis.counts import OpCounts
     from snnkit.analysis.energy import Energy
+    from snnkit.analysis.timesteps import AtTimesteps
 
 PathLike = str | os.PathLike[str]
 
@@ -295,14 +296,17 @@ def evaluate(
     results = []
     for name, chosen in options.items():
         trace = plugins.target(name).run(net, samples.x, chosen)
-        accuracy = None
-        if samples.y is not None:
-            if len(samples.y) != trace.samples:
-                raise DataError(f"{trace.samples} samples have {len(samples.y)} labels", "give one label a sample")
-            accuracy = Accuracy.of(predictions(trace), samples.y)
-        results.append(Evaluation(trace, accuracy))
+        results.append(Evaluation(trace, _accuracy(predictions(trace), samples)))
     first = results[0].trace
     return results, [compare(net, first, other.trace) for other in results[1:]]
+
+
+def _accuracy(predicted: Array, samples: Samples) -> Accuracy | None:
+    if samples.y is None:
+        return None
+    if len(samples.y) != len(predicted):
+        raise DataError(f"{len(predicted)} samples have {len(samples.y)} labels", "give one label a sample")
+    return Accuracy.of(predicted, samples.y)
 
 
 def save_predictions(evaluation: Evaluation, path: PathLike) -> Path:
@@ -342,6 +346,51 @@ def write_energy(path: PathLike, counts: "OpCounts", estimates: "Sequence[Energy
     if Path(path).is_dir():
         run_folder = Run.open(path)
         run_folder.write_json(run_folder.energy, {"schema": 1, **content})
+    return content
+
+
+# --- fewer timesteps --------------------------------------------------------------------------------------------------
+
+
+def over_timesteps(net: Network, samples: Samples, models: Sequence[str]) -> "list[AtTimesteps]":
+    """Runs the same network for 1, 2, ... ``net.timesteps`` timesteps: accuracy, operations, modelled energy of each.
+
+    One pass of the reference target answers for all of them, in bounded memory. An event input is cut after its
+    first frames; nothing is trained or quantised again.
+    """
+    from snnkit.analysis.counts import count
+    from snnkit.analysis.energy import estimate, load_model
+    from snnkit.analysis.timesteps import AtTimesteps
+    from snnkit_targets import reference
+
+    loaded = [load_model(name) for name in dict.fromkeys(models)]
+    direct = net.input.encoding == "direct"
+    shorter = {t: dataclasses.replace(net, timesteps=t) for t in range(1, net.timesteps + 1)}
+    counts: dict[int, OpCounts] = {}
+    predicted: dict[int, list[Array]] = {t: [] for t in shorter}
+    for inputs, trace in reference.stream(net, samples.x, reference.Options(record="raster")):
+        for t, network in shorter.items():
+            stopped = trace.until(t)
+            counted = count(network, inputs if direct else inputs[:t], stopped)
+            counts[t] = counts[t] + counted if t in counts else counted
+            predicted[t].append(predictions(stopped))
+    return [
+        AtTimesteps(
+            timesteps=t,
+            accuracy=_accuracy(np.concatenate(predicted[t]), samples),
+            counts=counts[t],
+            energies=tuple(estimate(counts[t], m, precision=name) for m in loaded for name in m.precisions),
+        )
+        for t in shorter
+    ]
+
+
+def write_timesteps(path: PathLike, rows: "Sequence[AtTimesteps]") -> dict[str, Any]:
+    """The rows as JSON, and into ``timesteps.json`` where ``path`` is a run directory."""
+    content = {"rows": [row.to_json() for row in rows]}
+    if Path(path).is_dir():
+        run_folder = Run.open(path)
+        run_folder.write_json(run_folder.timesteps, {"schema": 1, **content})
     return content
 
 

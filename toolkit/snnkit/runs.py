@@ -17,7 +17,7 @@ PACKAGES = ("snnkit", "numpy", "torch", "spikingjelly", "scikit-learn", "safeten
 FILES = (
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *("last.safetensors", "best.safetensors", "teacher.safetensors", "network.safetensors"),
-    *("energy.json", "mapping.json", "report.html", "report.json"),
+    *("energy.json", "timesteps.json", "mapping.json", "report.html", "report.json"),
     *("saliency.json", "saliency.png"),
 )
 FOLDERS = ("exports", "traces")
@@ -71,6 +71,10 @@ class Run:
     @property
     def energy(self) -> Path:
         return self.path / "energy.json"
+
+    @property
+    def timesteps(self) -> Path:
+        return self.path / "timesteps.json"
 
     @property
     def saliency(self) -> Path:

@@ -309,6 +309,9 @@ def energy(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="an energy model by name or a YAML file; default all")
     ] = None,
+    timesteps: Annotated[
+        bool, typer.Option("--timesteps", help="accuracy, spikes and energy of the same network with fewer timesteps")
+    ] = False,
     data: Data = None,
     samples: Samples = None,
     json: Json = False,
@@ -319,6 +322,11 @@ def energy(
     from snnkit.pipeline import load, load_samples, write_energy
 
     network = load(net)
+    if timesteps:
+        from snnkit.cli.timesteps import show
+
+        show(net, network, load_samples(network, data, count=samples), model or list_models(), json=json)
+        return
     counts, estimates = estimate(network, load_samples(network, data, count=samples), model or list_models())
     content = write_energy(net, counts, estimates)
     if json:

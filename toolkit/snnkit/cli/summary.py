@@ -105,7 +105,7 @@ def print_energy(energy: "Energy") -> None:
         ]
         for term in energy.terms
     ]
-    rows.append(["total", "", "", _bounded(energy), ""])
+    rows.append(["total", "", "", bounded(energy), ""])
     for baseline in energy.baselines:
         rate = energy.break_even_rate(baseline)
         note = (
@@ -149,7 +149,7 @@ def print_quickstart(result: "Quickstart") -> None:
         ["the same ANN", number(counts.ann_macs), "multiply-accumulates, dense, one pass"],
     ]
     energies = [
-        [f"{energy.model}, {energy.precision}", _bounded(energy), f"{energy.summary} ({energy.source})"]
+        [f"{energy.model}, {energy.precision}", bounded(energy), f"{energy.summary} ({energy.source})"]
         for energy in result.energies
     ]
     energies += [
@@ -218,7 +218,8 @@ def _interval(estimate: "Estimate | None", decimals: int = 2) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _bounded(energy: "Energy") -> str:
+def bounded(energy: "Energy") -> str:
+    """The energy of an inference, with "at least" or "at most" where it is only that."""
     from snnkit.analysis.energy import format_energy
 
     return f"{energy.bound or ''} {format_energy(energy.joules)}".strip()
