@@ -147,7 +147,7 @@ def test_resume_reads_either_form_and_a_compact_one_comes_close(tmp_path, monkey
 
 
 INTERRUPTED = """
-import json, os, random, resource, signal, sys, time
+import json, os, random, resource, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from snnkit.config import load_config
@@ -185,7 +185,11 @@ for number in range(5 * kills):
         break
     storage = Storage(shard_mb=2) if number % 3 else Storage()
     status = forked(lambda: go_on(storage), chance.uniform(0.1, 0.5) * duration)
-    killed += status == signal.SIGKILL
+    assert status in (0, signal.SIGKILL), status
+    if status == 0:  # it was done before: the next one starts over
+        shutil.rmtree(f"{folder}/killed")
+        continue
+    killed += 1
     last = Run(f"{folder}/killed").last
     header = checkpoint.read(last).header if last.is_file() else {"phase": "", "epoch": 0}
     epochs.append([header["phase"], header["epoch"]])
@@ -219,7 +223,7 @@ def interrupted(folder, kills):
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_go_on_exactly_and_a_full_disk_is_named(tmp_path, kills):
     full, killed = interrupted(tmp_path, kills)
-    assert killed["killed"] >= kills // 2, killed
+    assert killed["killed"] == kills, killed
     assert len({tuple(epoch) for epoch in killed["epochs"]}) > 1
     assert_same_runs(Run(tmp_path / "whole"), Run(tmp_path / "killed"))
     assert not list((tmp_path / "killed").glob(".*.part"))
