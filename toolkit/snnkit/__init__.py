@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "check": "snnkit.pipeline",
     "count": "snnkit.analysis.counts",
     "distill": "snnkit.training.trainer",
     "estimate": "snnkit.analysis.energy",
     "evaluate": "snnkit.pipeline",
     "export": "snnkit.pipeline",
     "load": "snnkit.pipeline",
+    "load_chip": "snnkit.analysis.chips",
     "load_config": "snnkit.config",
     "load_dataset": "snnkit.training.data",
     "load_model": "snnkit.analysis.energy",
+    "map_network": "snnkit.analysis.mapping",
     "lower": "snnkit.training.lower",
     "predictions": "snnkit.network",
     "quantize": "snnkit.pipeline",
@@ -27,12 +30,15 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from snnkit.analysis.chips import load_chip as load_chip
     from snnkit.analysis.counts import count as count
     from snnkit.analysis.energy import estimate as estimate
     from snnkit.analysis.energy import load_model as load_model
+    from snnkit.analysis.mapping import map_network as map_network
     from snnkit.config import load_config as load_config
     from snnkit.network import predictions as predictions
     from snnkit.network import save as save
+    from snnkit.pipeline import check as check
     from snnkit.pipeline import evaluate as evaluate
     from snnkit.pipeline import export as export
     from snnkit.pipeline import load as load

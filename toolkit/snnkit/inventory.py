@@ -1,9 +1,9 @@
-"""What there is to choose from: exporters, targets, energy models, models, data sets."""
+"""What there is to choose from: exporters, targets, energy models, chips, models, data sets."""
 
 from snnkit import plugins
 from snnkit.errors import UsageError, did_you_mean
 
-KINDS = ("exporters", "targets", "energy-models", "models", "datasets")
+KINDS = ("exporters", "targets", "energy-models", "chips", "models", "datasets")
 
 
 def inventory(kind: str) -> list[tuple[str, str]]:
@@ -22,6 +22,11 @@ def inventory(kind: str) -> list[tuple[str, str]]:
 
             models = [load_model(name) for name in list_models()]
             return [(model.name, f"{model.title} ({model.technology})") for model in models]
+        case "chips":
+            from snnkit.analysis.chips import list_chips, load_chip
+
+            chips = [load_chip(name) for name in list_chips()]
+            return [(chip.name, f"{chip.title} ({chip.source})") for chip in chips]
         case "models":
             from snnkit.training.models import STUDENTS, TEACHERS
 

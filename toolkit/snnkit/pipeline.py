@@ -38,6 +38,7 @@ from snnkit.runs import Run
 if TYPE_CHECKING:
     from snnkit.analysis.counts import OpCounts
     from snnkit.analysis.energy import Energy
+    from snnkit.analysis.mapping import Mapping as ChipMapping
     from snnkit.analysis.timesteps import AtTimesteps
 
 PathLike = str | os.PathLike[str]
@@ -391,6 +392,30 @@ def write_timesteps(path: PathLike, rows: "Sequence[AtTimesteps]") -> dict[str, 
     if Path(path).is_dir():
         run_folder = Run.open(path)
         run_folder.write_json(run_folder.timesteps, {"schema": 1, **content})
+    return content
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def check(net: Network, chips: Sequence[str], samples: Samples | None = None, *, count: int = 1) -> "list[ChipMapping]":
+    """The network on ``count`` of each chip, by name or file; with samples, also the spikes between its cores."""
+    from snnkit.analysis.chips import load_chip
+    from snnkit.analysis.mapping import map_network
+
+    loaded = [load_chip(name) for name in dict.fromkeys(chips)]
+    if len({chip.name for chip in loaded}) < len(loaded):
+        raise UsageError(f"two of the chips {', '.join(chips)} have the same name", "give each file a name of its own")
+    trace = None if samples is None else run(net, samples.x, "reference")
+    return [map_network(net, chip, trace, chips=count) for chip in loaded]
+
+
+def write_mapping(path: PathLike, mappings: "Sequence[ChipMapping]") -> dict[str, Any]:
+    """The mappings as JSON, by the chip's name, and into ``mapping.json`` where ``path`` is a run directory."""
+    content = {"chips": {mapping.chip.name: mapping.to_json() for mapping in mappings}}
+    if Path(path).is_dir():
+        run_folder = Run.open(path)
+        run_folder.write_json(run_folder.mapping, {"schema": 1, **content})
     return content
 
 

@@ -77,6 +77,10 @@ class Run:
         return self.path / "timesteps.json"
 
     @property
+    def mapping(self) -> Path:
+        return self.path / "mapping.json"
+
+    @property
     def saliency(self) -> Path:
         return self.path / "saliency.json"
 

@@ -340,6 +340,41 @@ def energy(
 
 
 @command
+def check(
+    net: Net,
+    chip: Annotated[
+        list[str], typer.Option("--chip", "-c", help="a chip by name or a YAML file; several (see: snnkit list chips)")
+    ],
+    chips: Annotated[int, typer.Option("--chips", metavar="N", min=1, help="a board of N chips")] = 1,
+    data: Data = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", help="count the spikes between cores of N test samples")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Does the network fit a chip? All that is in the way, and what to change.
+
+    Exit code 1 says that it does not fit.
+    """
+    from snnkit.pipeline import check as map_on
+    from snnkit.pipeline import load, load_samples, write_mapping
+
+    network = load(net)
+    chosen = None if data is None and samples is None else load_samples(network, data, count=samples)
+    mappings = map_on(network, chip, chosen, count=chips)
+    content = write_mapping(net, mappings)
+    if json:
+        print_json(content)
+    else:
+        from snnkit.cli.check import print_mapping
+
+        for mapping in mappings:
+            print_mapping(net, mapping)
+    if not all(mapping.fits for mapping in mappings):
+        raise typer.Exit(1)
+
+
+@command
 def inspect_(net: Net, json: Json = False) -> None:
     """Shows the nodes of a network and where it came from."""
     from snnkit.pipeline import describe, load
@@ -359,7 +394,9 @@ def inspect_(net: Net, json: Json = False) -> None:
 
 @command
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="exporters, targets, energy-models, models or datasets")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="exporters, targets, energy-models, chips, models or datasets")
+    ],
     json: Json = False,
 ) -> None:
     """Lists what there is of a kind, with what is missing."""
