@@ -214,6 +214,7 @@ def test_counts_of_batches_add_up():
             trace,
             readouts=trace.readouts[rows],
             spikes_per_neuron={name: spikes[rows] for name, spikes in trace.spikes_per_neuron.items()},
+            spikes_per_step={name: spikes[:, rows] for name, spikes in trace.spikes_per_step.items()},
         )
 
     halves = [count(net, inputs[rows], part(rows)) for rows in (slice(0, 2), slice(2, 5))]

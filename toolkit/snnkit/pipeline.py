@@ -338,12 +338,30 @@ def energy(net: Network, samples: Samples, models: Sequence[str]) -> "tuple[OpCo
         raise NetworkError("energy needs at least one sample", "give more samples")
     trace = run(net, samples.x, "reference")
     counts = count(net, samples.x, trace)
-    return counts, [estimate(counts, model, precision=name) for model in loaded for name in model.precisions]
+    depth = _depth(net)
+    return counts, [
+        estimate(counts, model, precision=name, depth=depth) for model in loaded for name in model.precisions
+    ]
 
 
-def write_energy(path: PathLike, counts: "OpCounts", estimates: "Sequence[Energy]") -> dict[str, Any]:
-    """Counts and estimates as JSON, and into ``energy.json`` where ``path`` is a run directory."""
-    content = {"counts": counts.to_json(), "models": [estimate.to_json() for estimate in estimates]}
+def _depth(net: Network) -> int | None:
+    """Steps that a pipelined chip needs beyond the timesteps; None where the network cannot be pipelined."""
+    from snnkit.network.depth import latency
+
+    try:
+        return latency(net)
+    except UnsupportedError:
+        return None
+
+
+def write_energy(
+    path: PathLike, counts: "OpCounts", estimates: "Sequence[Energy]", rate: float | None = None
+) -> dict[str, Any]:
+    """Counts and estimates as JSON, and into ``energy.json`` where ``path`` is a run directory.
+
+    With ``rate``, the power at so many inferences a second.
+    """
+    content = {"counts": counts.to_json(), "models": [estimate.to_json(rate) for estimate in estimates]}
     if Path(path).is_dir():
         run_folder = Run.open(path)
         run_folder.write_json(run_folder.energy, {"schema": 1, **content})

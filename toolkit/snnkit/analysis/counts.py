@@ -50,9 +50,11 @@ class NodeCounts:
     """What one node did, summed over all samples and timesteps.
 
     ``acs_once`` and ``macs_once`` count what a direct input repeats at every timestep only once. An update is a
-    neuron at a timestep; ``updates_active`` are those that spike. A membrane readout is counted as the
-    integrators that a chip builds it from. ``state_*`` is the arithmetic of the updates: one addition for the
-    membrane and for a current filter each, and a multiplication where it decays.
+    neuron at a timestep; ``updates_active`` are those that spike, ``updates_reached`` those from the first timestep
+    on at which a sample's input (or a bias) has reached the layer: before, nothing is held. A membrane readout is
+    counted as the integrators that a chip builds it from. ``state_*`` is the arithmetic of the updates: one addition
+    for the membrane and for a current filter each, and a multiplication where it decays. ``messages`` are the binary
+    values other than zero that arrive at a synapse, each once however many weights it meets.
     """
 
     name: str
@@ -67,8 +69,10 @@ class NodeCounts:
     spikes: int = 0
     updates_active: int = 0
     updates_inactive: int = 0
+    updates_reached: int = 0
     state_additions: int = 0
     state_multiplications: int = 0
+    messages: int = 0
 
     def __add__(self, other: "NodeCounts") -> "NodeCounts":
         sums = {name: getattr(self, name) + getattr(other, name) for name in TOTALS}
@@ -136,6 +140,8 @@ class OpCounts:
             "spikes": self.mean("spikes"),
             "updates_active": self.mean("updates_active"),
             "updates_inactive": self.mean("updates_inactive"),
+            "updates_reached": self.mean("updates_reached"),
+            "messages": self.mean("messages"),
             "state_additions": self.mean("state_additions"),
             "state_multiplications": self.mean("state_multiplications"),
             "neurons": self.neurons,
@@ -175,8 +181,12 @@ def count(net: Network, inputs: Array, trace: Trace) -> OpCounts:
             case LIF():
                 nodes.append(_count_neurons(node, record, sources, shapes[node.name]))
             case Readout(mode="membrane"):
-                updates = math.prod(shapes[node.name]) * net.timesteps * samples
-                nodes.append(dataclasses.replace(record, updates_inactive=updates, state_additions=updates))
+                updates, reached = math.prod(shapes[node.name]) * net.timesteps * samples, sources.reached(node)
+                nodes.append(
+                    dataclasses.replace(
+                        record, updates_inactive=updates, updates_reached=reached, state_additions=updates
+                    )
+                )
     arrays = [synapse.weight for synapse in net.synapses]
     return OpCounts(
         kind=kind,
@@ -240,6 +250,43 @@ class _Sources:
             raise DataError(f"the trace holds {found} for node '{name}', expected {expected}", "run the network again")
         return counts
 
+    def reached(self, node: Node) -> int:
+        """The updates of a neuron node or readout at and after the first timestep at which something reached it."""
+        shape, steps = self.shapes[node.name], self.net.timesteps
+        biased = np.zeros(shape, bool)
+        for edge in node.inputs:
+            source = self.net[edge.source]
+            if isinstance(source, BatchNorm2d):
+                biased[:] = True
+            elif isinstance(source, Synapse) and source.bias is not None:
+                biased |= np.asarray(source.bias != 0).reshape(-1, *[1] * (len(shape) - 1))
+        always = int(np.count_nonzero(biased))
+        since = int(np.count_nonzero(np.maximum.accumulate(self._arrival(node), axis=0)))
+        return always * steps * self.trace.samples + (biased.size - always) * since
+
+    def _arrival(self, node: Node) -> Array:
+        """Whether anything other than zero arrived at a node, bool [T, B]."""
+        steps, samples = self.net.timesteps, self.trace.samples
+        arrival = np.zeros((steps, samples), bool)
+        for edge in node.inputs:
+            source = self.net[edge.source]
+            match source:
+                case Input(encoding="direct"):
+                    sent = np.broadcast_to(self.encoded.reshape(samples, -1).any(axis=1), (steps, samples))
+                case Input():
+                    sent = np.asarray(self.encoded.reshape(steps, samples, -1).any(axis=2))
+                case LIF():
+                    steps_of = self.trace.spikes_per_step.get(source.name)
+                    if steps_of is None or steps_of.shape != arrival.shape:
+                        message = f"the trace holds no spikes per timestep for node '{source.name}'"
+                        raise DataError(message, "run the network again")
+                    sent = steps_of > 0
+                case _:
+                    sent = self._arrival(source)
+            late = min(edge.delay, steps)
+            arrival[late:] |= sent[: steps - late]
+        return arrival
+
     def arriving(self, edge: Edge) -> Iterator[_Signal]:
         """What came over an edge, once for each input or neuron behind it."""
         source = self.net[edge.source]
@@ -301,7 +348,7 @@ def _graded(source: Node) -> bool:
 def _count_synapse(node: Synapse, record: NodeCounts, sources: _Sources, passes: int) -> NodeCounts:
     shape = sources.shapes[node.inputs[0].source]
     leaving = fan_out(node, shape)
-    acs = macs = acs_once = macs_once = 0
+    acs = macs = acs_once = macs_once = messages = 0
     for edge in node.inputs:
         for signal in sources.arriving(edge):
             operations, once = int((signal.active * leaving).sum()), int((signal.once * leaving).sum())
@@ -309,6 +356,7 @@ def _count_synapse(node: Synapse, record: NodeCounts, sources: _Sources, passes:
                 macs, macs_once = macs + operations, macs_once + once
             else:
                 acs, acs_once = acs + operations, acs_once + once
+                messages += int(signal.active.sum())
     return dataclasses.replace(
         record,
         effective_acs=acs,
@@ -317,6 +365,7 @@ def _count_synapse(node: Synapse, record: NodeCounts, sources: _Sources, passes:
         macs_once=macs_once,
         dense=int(fan_out(node, shape, dense=True).sum()) * passes,
         reads_input=reads_input(sources.net, node),
+        messages=messages,
     )
 
 
@@ -333,6 +382,7 @@ def _count_neurons(node: LIF, record: NodeCounts, sources: _Sources, shape: Shap
         spikes=spikes,
         updates_active=spikes,
         updates_inactive=math.prod(shape) * passes - spikes,
+        updates_reached=sources.reached(node),
         state_additions=additions,
         state_multiplications=multiplications,
     )

@@ -34,6 +34,8 @@ class AtTimesteps:
                     "precision": energy.precision,
                     "label": energy.label,
                     "joules": energy.joules,
+                    "low": energy.low,
+                    "high": energy.high,
                     "bound": energy.bound,
                 }
                 for energy in self.energies

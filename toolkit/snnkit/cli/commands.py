@@ -312,31 +312,17 @@ def energy(
     timesteps: Annotated[
         bool, typer.Option("--timesteps", help="accuracy, spikes and energy of the same network with fewer timesteps")
     ] = False,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="HZ", help="also the power at so many inferences a second")
+    ] = None,
     data: Data = None,
     samples: Samples = None,
     json: Json = False,
 ) -> None:
     """Counts operations and models the energy of an inference."""
-    from snnkit.analysis.energy import list_models
-    from snnkit.pipeline import energy as estimate
-    from snnkit.pipeline import load, load_samples, write_energy
+    from snnkit.cli.energy import energy_command
 
-    network = load(net)
-    if timesteps:
-        from snnkit.cli.timesteps import show
-
-        show(net, network, load_samples(network, data, count=samples), model or list_models(), json=json)
-        return
-    counts, estimates = estimate(network, load_samples(network, data, count=samples), model or list_models())
-    content = write_energy(net, counts, estimates)
-    if json:
-        print_json(content)
-        return
-    from snnkit.cli.summary import print_counts, print_energy
-
-    print_counts(counts)
-    for estimated in estimates:
-        print_energy(estimated)
+    energy_command(net, model, timesteps=timesteps, rate=rate, data=data, samples=samples, json=json)
 
 
 @command

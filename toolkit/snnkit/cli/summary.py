@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from snnkit.analysis.accuracy import Accuracy
     from snnkit.analysis.compare import Agreement
     from snnkit.analysis.counts import OpCounts
-    from snnkit.analysis.energy import Energy
     from snnkit.network import Network
     from snnkit.pipeline import Evaluation
     from snnkit.quickstart import Quickstart
@@ -91,46 +90,10 @@ def print_counts(counts: "OpCounts") -> None:
     say(f"{counts.parameters:,} parameters, {counts.footprint_bytes / 1024:.1f} KiB; firing rate {rate}")
 
 
-def print_energy(energy: "Energy") -> None:
-    """Every term on its own line, the ANN beside, what is left out."""
-    from snnkit.analysis.energy import format_energy
-
-    rows = [
-        [
-            term.name,
-            number(term.count),
-            f"{term.price.bound or ''} {term.price.value:g} {term.price.unit}".strip(),
-            format_energy(term.joules),
-            term.price.source,
-        ]
-        for term in energy.terms
-    ]
-    rows.append(["total", "", "", bounded(energy), ""])
-    for baseline in energy.baselines:
-        rate = energy.break_even_rate(baseline)
-        note = (
-            "costs less than this network without any spike"
-            if rate is None
-            else f"break-even at a firing rate of {percent(100 * rate)}"
-        )
-        rows.append(
-            [
-                baseline.name,
-                number(baseline.count),
-                f"{baseline.price.value:g} {baseline.price.unit}",
-                format_energy(baseline.joules),
-                note,
-            ]
-        )
-    columns = ["term", "operations", "each", "energy", "source"]
-    print_table(f"{energy.title}, {energy.precision}: {energy.label}, per inference", columns, rows, text=(0, 4))
-    say(f"technology: {energy.technology}")
-    say("left out: " + "; ".join(energy.leaves_out))
-
-
 def print_quickstart(result: "Quickstart") -> None:
     """The one table that quickstart ends with, the files, and what to try next."""
     from snnkit.analysis.energy import format_energy
+    from snnkit.cli.energy import bounded
 
     accuracies = []
     for row in result.rows:
@@ -216,10 +179,3 @@ def _interval(estimate: "Estimate | None", decimals: int = 2) -> str:
         return ""
     mean, low, high = (f"{value:.{decimals}f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} ({low} to {high})"
-
-
-def bounded(energy: "Energy") -> str:
-    """The energy of an inference, with "at least" or "at most" where it is only that."""
-    from snnkit.analysis.energy import format_energy
-
-    return f"{energy.bound or ''} {format_energy(energy.joules)}".strip()

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from snnkit.cli.energy import bounded
 from snnkit.cli.output import number, print_json, print_table
-from snnkit.cli.summary import accuracy_cells, bounded
+from snnkit.cli.summary import accuracy_cells
 from snnkit.network import Network
 from snnkit.pipeline import PathLike, Samples, over_timesteps, write_timesteps
 
