@@ -274,7 +274,24 @@ def test_inspect_list_and_energy(capsys: pytest.CaptureFixture[str], net_file: P
     assert "static power" in table
     assert snnkit_command(["energy", str(net_file), "--data", arrays, "--json", "-m", "horowitz2014-45nm"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert {model["precision"] for model in result["models"]} == {"fp32", "int8"}
+    assert {model["precision"] for model in result["models"]} == {"fp32", "fp16", "int8"}
+
+
+def test_energy_at_a_rate(capsys: pytest.CaptureFixture[str], net_file: Path, arrays: str) -> None:
+    arguments = ["energy", str(net_file), "--data", arrays, "-m", "truenorth", "-m", "spinnaker2", "--rate", "500"]
+    assert snnkit_command(arguments) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "power at 500 inferences a second" in table
+    assert "that rate is out of reach: 250 Hz is the most" in table  # four ticks of 1 ms
+    assert "unknown" in table
+    assert "all models: modelled, none is measured" in table
+    assert snnkit_command([*arguments, "--json"]) == 0
+    truenorth, _ = json.loads(capsys.readouterr().out)["models"]
+    assert truenorth["power"]["watts"] == pytest.approx(500 * truenorth["joules"])
+    assert truenorth["latency"]["first_answer"]["timesteps"] == 4 + 2
+    for rate in ("0", "-1", "nan"):
+        error, _ = fails(capsys, *arguments[:-1], rate)
+        assert "is no rate" in error
 
 
 def test_tables_fit_a_narrow_terminal(net_file: Path) -> None:
