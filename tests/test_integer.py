@@ -1,19 +1,18 @@
 """The integer network in torch: the reference's spikes, sums and ranges exactly, and gradients that train it."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snnkit.errors import NetworkError, UnsupportedError
-from snnkit.network import Edge, Network
-from snnkit.network.inputs import encode_inputs
-from snnkit.training.integer import IntegerNetwork, Neurons, key
+from snnkit.network import Network
+from snnkit.network.ranges import STATE_LIMIT, worst_case
+from snnkit.quantization import observe
+from snnkit.training.integer import IntegerNetwork, key
 from snnkit_targets import reference
 from tests.networks import integer_networks, raw_inputs
-from tests.oracle import simulate
-from tests.test_network import float_network, replace
+
+ANY = st.one_of(integer_networks(), integer_networks(extreme=True))
 
 
 def spikes_of(model: IntegerNetwork, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -29,7 +28,7 @@ def spikes_of(model: IntegerNetwork, x: np.ndarray) -> tuple[dict[str, np.ndarra
     return rasters, readout.astype(np.int64)
 
 
-@given(st.one_of(integer_networks(), integer_networks(extreme=True)), st.integers(0, 9))
+@given(ANY, st.integers(0, 9))
 def test_spikes_and_readouts_are_the_references(net: Network, seed: int) -> None:
     """Also where sums wrap and voltages saturate, and while gradients are recorded."""
     x = raw_inputs(net, 3, seed)
@@ -39,3 +38,21 @@ def test_spikes_and_readouts_are_the_references(net: Network, seed: int) -> None
     for name, raster in expected.rasters.items():
         np.testing.assert_array_equal(rasters[name], raster, err_msg=name)
     np.testing.assert_array_equal(readout, expected.readouts)
+
+
+@given(ANY, st.integers(0, 9))
+def test_what_is_observed_lies_within_the_worst_case_and_says_where_the_reference_overflows(
+    net: Network, seed: int
+) -> None:
+    x = raw_inputs(net, 3, seed)
+    observed, worst = observe(net, x), worst_case(net)
+    overflows = reference.run(net, x, reference.Options()).overflows
+    first = net.neurons[0].name  # behind the first that overflows, another input arrives than in the worst case
+    for what in ("sum", "u", "v"):
+        seen, bound = getattr(observed[first], what), getattr(worst[first], what)
+        if observed[first].sum.fits:
+            assert bound.low <= seen.low
+            assert seen.high <= bound.high
+    for name, ranges in observed.items():
+        if ranges.sum.fits and ranges.u.high != STATE_LIMIT:  # which does not wrap yet
+            assert (overflows[name] > 0) == (not (ranges.u.fits and ranges.v.fits))

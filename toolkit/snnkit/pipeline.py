@@ -6,7 +6,7 @@ Modules that need torch are imported where they are used, so that the rest stays
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +16,12 @@ from pydantic import BaseModel
 from snnkit import plugins
 from snnkit.analysis.accuracy import Accuracy
 from snnkit.analysis.compare import Agreement, compare
-from snnkit.config import load_config
 from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableError, UnsupportedError, UsageError
-from snnkit.network import (
-    Network,
-    Trace,
-    apply,
-    fold_batchnorm,
-    fold_pooling,
-    infer_shapes,
-    materialise_shortcuts,
-    predictions,
-    save,
-    verify,
-)
+from snnkit.network import Network, Trace, infer_shapes, predictions, verify
 from snnkit.network import load as load_file
-from snnkit.network import quantize as quantize_network
 from snnkit.network.ir import Array
+from snnkit.quantization import quantize as quantize
+from snnkit.quantization import quantize_run as quantize_run
 from snnkit.runs import Run
 
 if TYPE_CHECKING:
@@ -107,101 +96,6 @@ def _samples_from_files(data: str) -> Samples:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise DataError(f"'{names[1]}' holds {y.dtype} {y.shape}, not one integer label a sample", "save the labels")
     return Samples(x, y.astype(np.int64), names[0])
-
-
-# --- quantise ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class QuantizedNode:
-    """One neuron node before and after: scale (integers a float unit), threshold, firing rates, saturated updates."""
-
-    name: str
-    scale: float
-    v_threshold: int
-    rate_float: float
-    rate_integer: float
-    overflows: int
-
-
-@dataclass(frozen=True, eq=False)
-class Quantization:
-    """The integer network, where it was written, and what the calibration samples showed.
-
-    ``accuracies``, on these samples where their labels are known: of the network before and after, by what it is.
-    """
-
-    network: Network
-    path: Path | None
-    calibration_samples: int
-    changed_predictions: int
-    nodes: tuple[QuantizedNode, ...]
-    accuracies: dict[str, Accuracy] = field(default_factory=dict)
-
-
-def quantize(
-    net: Network, calibration: Array, labels: Array | None = None, *, weight_bits: int = 8, input_bits: int = 4
-) -> Quantization:
-    """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs, with ``labels`` if known.
-
-    Raises :class:`UnsupportedError` where a layer fires in the float network but has gone silent, or fires always,
-    in the integer one.
-    """
-    from snnkit_targets import reference
-
-    folded = apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling])
-    integer = quantize_network(folded, weight_bits=weight_bits, input_bits=input_bits)
-    before = reference.run(folded, calibration, reference.Options())
-    after = reference.run(integer, calibration, reference.Options())
-    rates, integer_rates = before.firing_rates(), after.firing_rates()
-    scales = integer.metadata["quantization"]["scales"]
-    nodes = tuple(
-        QuantizedNode(
-            name=neuron.name,
-            scale=scales[neuron.name],
-            v_threshold=int(neuron.v_threshold.max()),
-            rate_float=rates[neuron.name],
-            rate_integer=integer_rates[neuron.name],
-            overflows=after.overflows[neuron.name],
-        )
-        for neuron in integer.neurons
-    )
-    dead = [
-        f"node '{node.name}' {'never fires' if node.rate_integer == 0 else 'fires at every timestep'}"
-        f" (float: {100 * node.rate_float:.1f} %)"
-        for node in nodes
-        if node.rate_integer in (0.0, 1.0)
-    ]
-    if dead:
-        raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
-    changed = int(np.count_nonzero(predictions(before) != predictions(after)))
-    accuracies = {}
-    if labels is not None:
-        traces = {"float network": before, "integer network": after}
-        accuracies = {name: Accuracy.of(predictions(trace), labels) for name, trace in traces.items()}
-    return Quantization(integer, None, after.samples, changed, nodes, accuracies)
-
-
-def quantize_run(
-    path: PathLike, *, weight_bits: int = 8, input_bits: int = 4, calibrate: int | None = None
-) -> Quantization:
-    """Lowers and quantises the student of a run, calibrated on its validation split, and writes its network.
-
-    Without a validation split, on the first 1,000 training samples. The accuracy there of the student as trained
-    stands beside the float network's: lowering puts what was learned, as a PLIF neuron's tau, on the chip's grid.
-    """
-    from snnkit.training.data import load_configured
-    from snnkit.training.evaluation import evaluate as evaluate_student
-    from snnkit.training.lower import lower_run
-    from snnkit.training.trainer import load_student
-
-    run = Run.open(path)
-    net = lower_run(run)
-    data = load_configured(load_config(run.config).data, net.timesteps)
-    samples = data.validation.first(calibrate) if len(data.validation) else data.train.first(calibrate or 1000)
-    result = quantize(net, samples.x, samples.y, weight_bits=weight_bits, input_bits=input_bits)
-    accuracies = {"student": evaluate_student(load_student(run), samples), **result.accuracies}
-    return dataclasses.replace(result, path=save(result.network, run.network), accuracies=accuracies)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ PACKAGES = ("snnkit", "numpy", "torch", "spikingjelly", "scikit-learn", "safeten
 FILES = (
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *("last.safetensors", "best.safetensors", "teacher.safetensors", "network.safetensors"),
-    *("energy.json", "timesteps.json", "mapping.json", "report.html", "report.json"),
+    *("energy.json", "timesteps.json", "mapping.json", "quantization.json", "report.html", "report.json"),
     *("saliency.json", "saliency.png"),
 )
 FOLDERS = ("exports", "traces")
@@ -59,6 +59,10 @@ class Run:
     @property
     def network(self) -> Path:
         return self.path / "network.safetensors"
+
+    @property
+    def quantization(self) -> Path:
+        return self.path / "quantization.json"
 
     @property
     def exports(self) -> Path:

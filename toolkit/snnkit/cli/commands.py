@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from snnkit.cli.output import number, percent, print_json, print_table, say
+from snnkit.cli.output import print_json, print_table, say
 
 app = typer.Typer(
     name="snnkit",
@@ -198,42 +198,39 @@ def saliency(
 @command
 def quantize(
     run: RunFolder,
-    weight_bits: Annotated[int, typer.Option("--weight-bits", help="2 to 8")] = 8,
-    input_bits: Annotated[int, typer.Option("--input-bits", help="1 to 8")] = 4,
+    weight_bits: Annotated[int, typer.Option("--weight-bits", metavar="N", help="2 to 8")] = 8,
+    input_bits: Annotated[
+        int | None, typer.Option("--input-bits", metavar="N", help="1 to 8; default 4, or 8 with --stem host")
+    ] = None,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel", help="a scale and threshold per channel; not for Lava")
+    ] = False,
+    stem: Annotated[
+        str, typer.Option("--stem", metavar="chip|host", help="where the first layer is computed")
+    ] = "chip",
     calibrate: Annotated[
-        int | None, typer.Option("--calibrate", metavar="N", help="use N validation samples; default all")
+        int | None, typer.Option("--calibrate", metavar="N", help="use N validation samples; default at most 1,000")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Turns the trained student of a run into an integer network."""
+    """Turns the trained student of a run into an integer network and says what it costs."""
     from snnkit.pipeline import quantize_run
 
-    result = quantize_run(run, weight_bits=weight_bits, input_bits=input_bits, calibrate=calibrate)
+    chosen: Any = stem  # checked there
+    result = quantize_run(
+        run,
+        weight_bits=weight_bits,
+        input_bits=input_bits,
+        per_channel=per_channel,
+        stem=chosen,
+        calibrate=calibrate,
+    )
     if json:
-        import dataclasses
+        print_json({"file": str(result.path), **result.to_json()})
+    else:
+        from snnkit.cli.quantization import print_quantization
 
-        nodes = [dataclasses.asdict(node) for node in result.nodes]
-        changed = {"calibration_samples": result.calibration_samples, "changed_predictions": result.changed_predictions}
-        accuracies = {name: dataclasses.asdict(accuracy) for name, accuracy in result.accuracies.items()}
-        print_json({"file": str(result.path), **changed, "accuracies": accuracies, "nodes": nodes})
-        return
-    rows = [
-        [
-            node.name,
-            number(node.scale),
-            number(node.v_threshold),
-            percent(100 * node.rate_float),
-            percent(100 * node.rate_integer),
-            number(node.overflows),
-        ]
-        for node in result.nodes
-    ]
-    columns = ["neurons", "scale", "v_threshold", "firing rate, float", "integer", "saturated updates"]
-    print_table(f"{result.path}: {weight_bits}-bit weights, {input_bits}-bit input", columns, rows)
-    found = ", ".join(f"{name} {percent(accuracy.percent)}" for name, accuracy in result.accuracies.items())
-    say(f"accuracy on {result.calibration_samples} calibration samples: {found}")
-    say(f"changed predictions: {result.changed_predictions} of {result.calibration_samples} calibration samples")
-    say(f"next: snnkit export {run} --target onnx --target lava")
+        print_quantization(run, result)
 
 
 @command

@@ -4,13 +4,20 @@ import torch
 from torch import Tensor, nn
 
 from snnkit.analysis.accuracy import Accuracy
+from snnkit.network.ir import Array
 from snnkit.training.data import Split
 from snnkit.training.neurons import is_neuron, reset_neurons
 
 
 def evaluate(model: nn.Module, split: Split, batch_size: int = 256) -> Accuracy:
     """Accuracy of a student on a split, of a teacher on its ``still`` images; the model is left in eval mode."""
-    return Accuracy.of(classify(model, *_inputs(model, split), batch_size).cpu().numpy(), split.y)
+    return Accuracy.of(predict(model, split, batch_size), split.y)
+
+
+def predict(model: nn.Module, split: Split, batch_size: int = 256) -> Array:
+    """The model's answers to a split, int64 [N]."""
+    answers: Array = classify(model, *_inputs(model, split), batch_size).cpu().numpy()
+    return answers
 
 
 @torch.no_grad()

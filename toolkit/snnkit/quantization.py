@@ -1,0 +1,295 @@
+"""From a trained student to a measured integer network: fold, quantise, repair ranges, fine-tune, compare.
+
+Modules that need torch are imported where they are used.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from snnkit.analysis.accuracy import Accuracy
+from snnkit.analysis.paired import Paired
+from snnkit.config import load_config
+from snnkit.errors import UnsupportedError
+from snnkit.network import (
+    Network,
+    Trace,
+    apply,
+    fold_batchnorm,
+    fold_pooling,
+    materialise_shortcuts,
+    predictions,
+    save,
+)
+from snnkit.network import quantize as quantize_network
+from snnkit.network.ir import Array
+from snnkit.network.quantize import Moments
+from snnkit.network.ranges import Range, Ranges, worst_case
+from snnkit.runs import Run
+
+SCHEMA = 1
+CALIBRATION = 1000  # samples, by default at most
+CHUNK = 500  # samples of the test split that are held at once
+MARGIN = 0.95  # of the scale at which observed values just fit
+
+
+@dataclass(frozen=True)
+class QuantizedNode:
+    """One neuron node before and after. ``scale`` (integers a float unit; ``v_threshold`` / (2 theta)) and threshold
+    are lists where each channel has its own. ``rate``: spikes per neuron and timestep; ``overflows``: updates whose u
+    wrapped or v saturated. ``worst`` case and ``observed`` ranges (None: a recurrent network) hold for the integer one.
+    """
+
+    name: str
+    weight_bits: int
+    scale: float | list[float]
+    v_threshold: int | list[int]
+    rate_float: float
+    rate_integer: float
+    overflows: int
+    worst: Ranges
+    observed: Ranges | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and for each of sum, u and v the worst case, what was observed, and the limit on either side."""
+
+        def pair(ranges: Ranges | None, what: str) -> list[int] | None:
+            values: Range | None = getattr(ranges, what) if ranges else None
+            return [values.low, values.high] if values else None
+
+        fields = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        del fields["worst"], fields["observed"]
+        for what in ("sum", "u", "v"):
+            limit = getattr(self.worst, what).limit
+            fields[what] = {
+                "limit": limit,
+                "worst": pair(self.worst, what),
+                "observed": pair(self.observed, what),
+            }
+        return fields
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """The integer network, where it was written, and what the calibration samples showed.
+
+    ``accuracies``, on these samples where their labels are known: of the network before and after, by what it is.
+    ``notes`` say what was chosen. Of a run, also: ``test`` accuracies of the student as trained and of the integer
+    network on the whole test split, ``paired`` their difference, and ``finetuning`` a record an epoch.
+    """
+
+    network: Network
+    path: Path | None
+    calibration_samples: int
+    changed_predictions: int
+    nodes: tuple[QuantizedNode, ...]
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    test: dict[str, Accuracy] = field(default_factory=dict)
+    paired: Paired | None = None
+    finetuning: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``quantization.json`` holds, without its schema number."""
+        facts = self.network.metadata["quantization"]
+        return {
+            **{name: facts[name] for name in ("weight_bits", "input_bits", "per_channel")},
+            "stem": self.network.stem,
+            "calibration": {
+                "samples": self.calibration_samples,
+                "changed_predictions": self.changed_predictions,
+                "accuracies": {name: accuracy.to_json() for name, accuracy in self.accuracies.items()},
+            },
+            "test": {name: accuracy.to_json() for name, accuracy in self.test.items()},
+            "paired": self.paired.to_json() if self.paired else None,
+            "finetuning": list(self.finetuning),
+            "notes": list(self.notes),
+            "nodes": [node.to_json() for node in self.nodes],
+        }
+
+
+def quantize(
+    net: Network,
+    calibration: Array,
+    labels: Array | None = None,
+    *,
+    weight_bits: int = 8,
+    input_bits: int | None = None,
+    per_channel: bool = False,
+    stem: Literal["chip", "host"] = "chip",
+) -> Quantization:
+    """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs, with ``labels`` if known.
+
+    Scales are searched for the least error on these samples, and lowered where sums, u or v would leave their range.
+    ``input_bits``: 4, or 8 where the host computes the stem. Raises :class:`UnsupportedError` where a layer has gone
+    silent, or fires always, or where no scale fits.
+    """
+    return Quantizer(net, calibration, labels).quantize(
+        weight_bits=weight_bits, input_bits=input_bits, per_channel=per_channel, stem=stem
+    )
+
+
+class Quantizer:
+    """A lowered network, folded, and what it does on calibration samples: what all its quantisations start from."""
+
+    def __init__(self, net: Network, calibration: Array, labels: Array | None = None) -> None:
+        from snnkit_targets import reference
+
+        self.folded = apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling])
+        self.x, self.labels = calibration, labels
+        self.before = reference.run(self.folded, calibration, reference.Options())
+        self.moments = moments_of(self.folded, calibration, self.before)
+
+    def quantize(
+        self,
+        *,
+        weight_bits: int = 8,
+        input_bits: int | None = None,
+        per_channel: bool = False,
+        stem: Literal["chip", "host"] = "chip",
+    ) -> Quantization:
+        """The integer network of least error that does not overflow on the calibration samples, measured on them."""
+        ceilings: dict[str, float] = {}
+        notes: list[str] = []
+        while True:
+            integer = quantize_network(
+                self.folded,
+                weight_bits=weight_bits,
+                input_bits=input_bits or (8 if stem == "host" else 4),
+                per_channel=per_channel,
+                stem=stem,
+                moments=self.moments,
+                ceilings=ceilings,
+            )
+            observed = observe(integer, self.x)
+            outside = {name: excess for name, ranges in observed.items() if (excess := _excess(ranges)) > 1}
+            if not outside:
+                return self.measure(integer, observed, notes)
+            for name, excess in outside.items():
+                scale = float(np.max(integer.metadata["quantization"]["scales"][name]))
+                ceilings[name] = scale / excess * MARGIN
+                notes.append(f"node '{name}': scale lowered to {ceilings[name]:.4g}, as its values left 24 bits")
+
+    def measure(
+        self, integer: Network, observed: Mapping[str, Ranges] | None = None, notes: list[str] | None = None
+    ) -> Quantization:
+        """What ``integer`` does on the calibration samples; refuses it where a layer is dead."""
+        from snnkit_targets import reference
+
+        observed = observe(integer, self.x) if observed is None else observed
+        after = reference.run(integer, self.x, reference.Options())
+        rates, integer_rates, worst = self.before.firing_rates(), after.firing_rates(), worst_case(integer)
+        facts = integer.metadata["quantization"]
+        nodes = tuple(
+            QuantizedNode(
+                name=neuron.name,
+                weight_bits=facts["weight_bits"],
+                scale=facts["scales"][neuron.name],
+                v_threshold=neuron.v_threshold.tolist(),
+                rate_float=rates[neuron.name],
+                rate_integer=integer_rates[neuron.name],
+                overflows=after.overflows[neuron.name],
+                worst=worst[neuron.name],
+                observed=observed.get(neuron.name),
+            )
+            for neuron in integer.neurons
+        )
+        _refuse_dead(nodes)
+        changed = int(np.count_nonzero(predictions(self.before) != predictions(after)))
+        accuracies = {}
+        if self.labels is not None:
+            traces = {"float network": self.before, "integer network": after}
+            accuracies = {name: Accuracy.of(predictions(trace), self.labels) for name, trace in traces.items()}
+        return Quantization(integer, None, after.samples, changed, nodes, accuracies, tuple(notes or ()))
+
+
+def moments_of(net: Network, x: Array, trace: Trace) -> dict[str, Moments]:
+    """Mean and mean square of what the input and all neurons send: of spikes both are the firing rate."""
+    axes = (0,) if net.input.encoding == "direct" else (0, 1)
+    values = x.astype(np.float32)
+    found = {net.input.name: Moments(values.mean(axis=axes, dtype=np.float64), (values**2).mean(axis=axes))}
+    for name, counts in trace.spikes_per_neuron.items():
+        rate = counts.mean(axis=0, dtype=np.float64) / net.timesteps
+        found[name] = Moments(rate, rate)
+    return found
+
+
+def observe(net: Network, x: Array) -> dict[str, Ranges]:
+    """The ranges of each neuron node of an integer network over raw inputs; empty for a recurrent one."""
+    import torch
+
+    from snnkit.training.integer import IntegerNetwork
+
+    return {} if net.recurrent else IntegerNetwork(net).observe(torch.from_numpy(x))
+
+
+def _excess(ranges: Ranges) -> float:
+    """How many times the largest of all values exceeds its limit."""
+    return max(max(-r.low, r.high) / r.limit for r in (ranges.sum, ranges.u, ranges.v))
+
+
+def _refuse_dead(nodes: tuple[QuantizedNode, ...]) -> None:
+    """Raises where a layer tells nothing apart."""
+    dead = []
+    for node in nodes:
+        for rate, what in ((node.rate_integer, "never fires"), (1 - node.rate_integer, "fires at every timestep")):
+            if rate == 0.0:
+                already = node.rate_float in (0.0, 1.0) and node.rate_float == node.rate_integer
+                before = "in the float network, too" if already else f"float: {100 * node.rate_float:.1f} %"
+                dead.append(f"node '{node.name}' {what} ({before})")
+    if dead:
+        raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
+
+
+def quantize_run(
+    path: str | os.PathLike[str],
+    *,
+    weight_bits: int = 8,
+    input_bits: int | None = None,
+    per_channel: bool = False,
+    stem: Literal["chip", "host"] = "chip",
+    calibrate: int | None = None,
+) -> Quantization:
+    """Lowers and quantises the student of a run, writes its network and ``quantization.json``, and compares on the test
+    split.
+
+    Calibrated on the first ``calibrate`` (at most 1,000) samples of the validation split or, without one, of the
+    training split. The accuracy there of the student as trained stands beside the float network's: lowering puts
+    what was learned, as a PLIF neuron's tau, on the chip's grid.
+    """
+    from snnkit.training.data import load_configured
+    from snnkit.training.evaluation import evaluate, predict
+    from snnkit.training.lower import lower_run
+    from snnkit.training.trainer import load_student
+
+    run = Run.open(path)
+    net = lower_run(run)
+    data = load_configured(load_config(run.config).data, net.timesteps)
+    samples = (data.validation if len(data.validation) else data.train).first(calibrate or CALIBRATION)
+    quantizer = Quantizer(net, samples.x, samples.y)
+    result = quantizer.quantize(weight_bits=weight_bits, input_bits=input_bits, per_channel=per_channel, stem=stem)
+    student = load_student(run)
+    before, after = predict(student, data.test), answers(result.network, data.test.x)
+    result = dataclasses.replace(
+        result,
+        accuracies={"student": evaluate(student, samples), **result.accuracies},
+        test={"student": Accuracy.of(before, data.test.y), "integer network": Accuracy.of(after, data.test.y)},
+        paired=Paired.of(before, after, data.test.y),
+        path=save(result.network, run.network),
+    )
+    run.write_json(run.quantization, {"schema": SCHEMA, "network": run.network.name, **result.to_json()})
+    return result
+
+
+def answers(net: Network, x: Array) -> Array:
+    """The reference's predictions for raw inputs, int64 [B], in chunks of bounded memory."""
+    from snnkit_targets import reference
+
+    axis = 0 if net.input.encoding == "direct" else 1
+    parts = np.array_split(x, range(CHUNK, x.shape[axis], CHUNK), axis=axis)
+    return np.concatenate([predictions(reference.run(net, part, reference.Options())) for part in parts])
