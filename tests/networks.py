@@ -1,5 +1,7 @@
 """Networks for tests: hypothesis strategies and a few made by hand."""
 
+import dataclasses
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -89,6 +91,31 @@ def integer_networks(draw: st.DrawFn, *, sequential: bool = False, extreme: bool
     else:
         nodes.append(Readout(name="out", inputs=(Edge("head"),)))
     net = Network(nodes=tuple(nodes), timesteps=timesteps)
+    assert verify(net) == "integer"
+    return net
+
+
+@st.composite
+def networks_with_memory(draw: st.DrawFn) -> Network:
+    """Integer networks with delayed edges and, mostly, a recurrent one."""
+    net = draw(integer_networks())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    nodes = []
+    for node in net.nodes:
+        if isinstance(node, Conv2d | Flatten) and draw(st.booleans()):
+            late = tuple(dataclasses.replace(edge, delay=draw(st.integers(0, 3))) for edge in node.inputs)
+            node = dataclasses.replace(node, inputs=late)
+        if isinstance(node, LIF) and len(infer(list(net.nodes), node.name)) == 3 and draw(st.booleans()):
+            channels = infer(list(net.nodes), node.name)[0]
+            back = Conv2d(
+                name=f"{node.name}.back",
+                inputs=(Edge(node.name, delay=draw(st.integers(1, 2))),),
+                weight=rng.integers(-60, 60, (channels, channels, 1, 1)).astype(np.int8),
+            )
+            nodes.append(back)
+            node = dataclasses.replace(node, inputs=(*node.inputs, Edge(back.name)))
+        nodes.append(node)
+    net = dataclasses.replace(net, nodes=tuple(nodes))
     assert verify(net) == "integer"
     return net
 

@@ -108,8 +108,13 @@ class TorchNetwork(nn.Module):
                 self.biases[_key(node.name)] = nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.compute(
+            torch.from_numpy(encode_inputs(self.net, x.detach().cpu().numpy())).to(x.device, self.dtype)
+        )
+
+    def compute(self, encoded: Tensor) -> Tensor:
+        """The same for inputs that are encoded already, in the module's precision."""
         direct = self.net.input.encoding == "direct"
-        encoded = torch.from_numpy(encode_inputs(self.net, x.detach().cpu().numpy())).to(x.device, self.dtype)
         batch = encoded.shape[0 if direct else 1]
         zeros = {name: encoded.new_zeros(batch, *shape) for name, shape in self.shapes.items()}
         history: dict[str, list[Tensor]] = {node.name: [] for node in self.net.nodes}
