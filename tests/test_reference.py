@@ -18,11 +18,13 @@ from snnkit.network import (
     Input,
     Network,
     Readout,
+    Trace,
     apply,
     fold_batchnorm,
     materialise_shortcuts,
 )
 from snnkit_targets import reference
+from snnkit_targets._arithmetic import convolve_by_matmul
 from tests.networks import integer_networks, raw_inputs, threshold
 from tests.oracle import simulate
 
@@ -54,6 +56,58 @@ def test_chunks_do_not_change_anything(net: Network, chunk: int) -> None:
         np.testing.assert_array_equal(whole.spikes_per_neuron[name], whole.rasters[name].sum(axis=0))
     assert whole.overflows == parts.overflows
     assert whole.steps == parts.steps == 5 * net.timesteps
+
+
+@given(integer_networks() | integer_networks(extreme=True))
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same_bits(net: Network) -> None:
+    inputs = raw_inputs(net, samples=5)
+    here, there = (
+        reference.run(net, inputs, reference.Options(record="raster", device=device)) for device in ("cpu", "cuda")
+    )
+    np.testing.assert_array_equal(here.readouts, there.readouts)
+    assert here.overflows == there.overflows
+    for name, raster in here.rasters.items():
+        np.testing.assert_array_equal(raster, there.rasters[name])
+
+
+@given(st.data())
+def test_the_convolution_of_gpus_is_exact(data: st.DataObject) -> None:
+    """One matrix product a group, against torch's convolution of 64-bit integers in floats."""
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups, per_group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    node = Conv2d(
+        name="conv",
+        weight=rng.integers(-128, 128, (groups * data.draw(st.integers(1, 3)), per_group, *data.draw(pair))),
+        stride=data.draw(pair),
+        padding=data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))),
+        dilation=data.draw(pair),
+        groups=groups,
+    )
+    x = torch.tensor(rng.integers(0, 256, (2, groups * per_group, 9, 8)), dtype=torch.float32)
+    bias = torch.tensor(rng.integers(-99, 99, len(node.weight)), dtype=torch.float32)
+    sums = convolve_by_matmul(x, torch.tensor(node.weight, dtype=torch.float32), bias, node)
+    geometry = (node.stride, node.padding, node.dilation, node.groups)
+    exact = torch.nn.functional.conv2d(x.double(), torch.tensor(node.weight).double(), bias.double(), *geometry)
+    np.testing.assert_array_equal(sums, exact)
+
+
+@given(integer_networks(), st.integers(1, 7))
+def test_a_stream_is_the_run_in_pieces(net: Network, chunk: int) -> None:
+    inputs = raw_inputs(net, samples=5)
+    axis = 0 if net.input.encoding == "direct" else 1
+    whole = reference.run(net, inputs, reference.Options())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "PIECE_BYTES", 1)
+        pieces = list(reference.stream(net, inputs, reference.Options(chunk=chunk)))
+    assert len(pieces) == -(-5 // chunk)
+    np.testing.assert_array_equal(np.concatenate([given for given, _ in pieces], axis=axis), inputs)
+    joined = Trace.join([trace for _, trace in pieces])
+    np.testing.assert_array_equal(joined.readouts, whole.readouts)
+    assert joined.overflows == whole.overflows
+    for name, counts in whole.spikes_per_neuron.items():
+        np.testing.assert_array_equal(joined.spikes_per_neuron[name], counts)
 
 
 def test_sums_near_the_limit_of_float32_are_exact() -> None:
