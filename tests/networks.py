@@ -120,6 +120,56 @@ def networks_with_memory(draw: st.DrawFn) -> Network:
     return net
 
 
+@st.composite
+def recurrent_networks(draw: st.DrawFn) -> Network:
+    """Integer networks whose neurons read their own spikes or those of later ones, one or more timesteps late."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    direct, features, width = draw(st.booleans()), draw(st.integers(2, 5)), draw(st.integers(1, 4))
+    reset = draw(st.sampled_from(["zero", "subtract"]))
+    layers = draw(st.integers(1, 3))
+    nodes: list[Node] = [
+        Input(
+            name="x",
+            shape=(features,),
+            encoding="direct" if direct else "events",
+            bits=4 if direct else 1,
+            scale=1 / 15 if direct else 1.0,
+        )
+    ]
+
+    def affine(name: str, source: str, inputs: int, *, delay: int = 0, bias: bool = False) -> str:
+        values = rng.integers(-50, 50, width).astype(np.int32) if bias else None
+        weight = rng.integers(-128, 128, (width, inputs)).astype(np.int8)
+        edges = (Edge(source, delay),)
+        nodes.append(Affine(name=name, inputs=edges, weight=weight, bias=values, weight_exponent=1))
+        return name
+
+    for index in range(layers):
+        sources = [affine(f"fc{index}", f"lif{index - 1}" if index else "x", width if index else features, bias=True)]
+        for later in range(index, layers):
+            if later == index or draw(st.booleans()):
+                delay = draw(st.sampled_from([1, 1, 2]))
+                sources.append(affine(f"back{later}_{index}", f"lif{later}", width, delay=delay))
+        nodes.append(
+            LIF(
+                name=f"lif{index}",
+                inputs=tuple(Edge(source) for source in sources),
+                v_threshold=np.array(rng.integers(1, 400), np.int32),
+                voltage_decay=np.array(draw(st.sampled_from(DECAYS)), np.int32),
+                reset=reset,
+            )
+        )
+    if draw(st.booleans()):
+        nodes.append(Readout(name="out", mode="count", inputs=(Edge(f"lif{layers - 1}"),)))
+    else:
+        head = affine("head", f"lif{layers - 1}", width, bias=True)
+        nodes.append(Readout(name="out", inputs=(Edge(head),)))
+    net = Network(nodes=tuple(nodes), timesteps=draw(st.integers(1, 6)))
+    assert verify(net) == "integer"
+    assert net.recurrent
+    return net
+
+
 def infer(nodes: list[Node], name: str) -> tuple[int, ...]:
     return infer_shapes(Network(nodes=tuple(nodes), timesteps=1))[name]
 

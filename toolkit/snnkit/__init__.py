@@ -15,6 +15,8 @@ _HOMES = {
     "estimate": "snnkit.analysis.energy",
     "evaluate": "snnkit.pipeline",
     "export": "snnkit.pipeline",
+    "import_module": "snnkit.foreign",
+    "import_nir": "snnkit.foreign",
     "load": "snnkit.pipeline",
     "load_chip": "snnkit.analysis.chips",
     "load_config": "snnkit.config",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from snnkit.analysis.energy import load_model as load_model
     from snnkit.analysis.mapping import map_network as map_network
     from snnkit.config import load_config as load_config
+    from snnkit.foreign import import_module as import_module
+    from snnkit.foreign import import_nir as import_nir
     from snnkit.network import predictions as predictions
     from snnkit.network import save as save
     from snnkit.pipeline import check as check

@@ -234,6 +234,46 @@ def quantize(
 
 
 @command
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="FILE.nir, or module:function that returns a module")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="the network file to write")],
+    reset: Annotated[
+        str | None, typer.Option("--reset", metavar="zero|subtract", help="how neurons reset, if the file does not say")
+    ] = None,
+    dt: Annotated[
+        float | None, typer.Option("--dt", metavar="SECONDS", help="a timestep, if the file does not say; often 1e-4")
+    ] = None,
+    timesteps: Annotated[int | None, typer.Option("--timesteps", metavar="T", help="how many timesteps to run")] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding", metavar="direct|events", help="the same input at each timestep (default), or events"
+        ),
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option("--dialect", metavar="r=1|r=1/dt", help="what an IF's r means; default by its value")
+    ] = None,
+    at_threshold: Annotated[
+        str,
+        typer.Option("--at-threshold", metavar="silent|fire", help="v equal to the threshold; SpikingJelly's fire"),
+    ] = "silent",
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="FILE", help="a module's state dict: .safetensors or .pt")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="C,H,W|N", help="what a module takes")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Takes a network made elsewhere: a NIR file, or a SpikingJelly module."""
+    from snnkit.cli.import_ import show
+
+    choices: dict[str, Any] = {"reset": reset, "dt": dt, "timesteps": timesteps, "encoding": encoding}
+    own: dict[str, Any] = {"weights": weights, "input_shape": input_shape, "at_threshold": at_threshold}
+    show(source, output, **own, dialect=dialect, json=json, **choices)
+
+
+@command
 def export(
     net: Net,
     target: Annotated[
@@ -243,7 +283,7 @@ def export(
     output: Annotated[str | None, typer.Option("--output", "-o", help="the folder to write to")] = None,
     json: Json = False,
 ) -> None:
-    """Writes the network for other tools: ONNX, Lava."""
+    """Writes the network for other tools: ONNX, Lava, NIR."""
     from snnkit.pipeline import export_all
 
     written = export_all(net, target, output, option or ())

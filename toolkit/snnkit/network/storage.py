@@ -27,6 +27,12 @@ _KINDS: dict[str, type[ir.Node]] = {
 
 def save(net: ir.Network, path: str | os.PathLike[str]) -> Path:
     """Verifies the network and writes it to ``path``, in one move; returns the path."""
+    header, arrays = encode(net)
+    return write_atomically(path, encode_tensors(arrays, metadata={HEADER: header}))
+
+
+def encode(net: ir.Network) -> tuple[str, dict[str, ir.Array]]:
+    """The verified network as JSON and its arrays, named ``node.field``."""
     ir.verify(net)
     arrays: dict[str, ir.Array] = {}
     nodes = []
@@ -48,8 +54,7 @@ def save(net: ir.Network, path: str | os.PathLike[str]) -> Path:
         "metadata": net.metadata,
         "nodes": nodes,
     }
-    header = {HEADER: json.dumps(graph, sort_keys=True, allow_nan=False)}
-    return write_atomically(path, encode_tensors(arrays, metadata=header))
+    return json.dumps(graph, sort_keys=True, allow_nan=False), arrays
 
 
 def load(path: str | os.PathLike[str]) -> ir.Network:
@@ -69,8 +74,13 @@ def load(path: str | os.PathLike[str]) -> ir.Network:
         raise NetworkError(
             f"'{path}' is a safetensors file, but holds no snnkit network", "give a file written by 'snnkit quantize'"
         )
+    return decode(header, arrays, path)
+
+
+def decode(header: str, arrays: dict[str, ir.Array], path: Path) -> ir.Network:
+    """The verified network that :func:`encode` took apart; ``path`` is named in errors."""
     try:
-        net = _decode(json.loads(header), arrays, path)
+        net = _decode(json.loads(header), dict(arrays), path)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"'{path}' has a damaged header ({error})", "write the file again") from None
     ir.verify(net)

@@ -1,0 +1,1 @@
+"""Networks made elsewhere: the NIR format, read and written."""
