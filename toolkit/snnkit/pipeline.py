@@ -71,9 +71,14 @@ def load_samples(net: Network, data: str | None = None, *, count: int | None = N
     if count is not None:
         if count < 1:
             raise UsageError(f"{count} samples cannot be run", "give at least 1")
-        batch = (slice(count),) if net.input.encoding == "direct" else (slice(None), slice(count))
-        samples = Samples(samples.x[batch], None if samples.y is None else samples.y[:count], samples.name)
+        samples = first_samples(net, samples, count)
     return samples
+
+
+def first_samples(net: Network, samples: Samples, count: int) -> Samples:
+    """The first ``count`` samples, or all where there are fewer."""
+    batch = (slice(count),) if net.input.encoding == "direct" else (slice(None), slice(count))
+    return Samples(samples.x[batch], None if samples.y is None else samples.y[:count], samples.name)
 
 
 def _samples_from_files(data: str) -> Samples:

@@ -15,6 +15,8 @@ from snnkit.analysis.counts import OpCounts
 from snnkit.analysis.energy import Energy, list_models
 from snnkit.config import DistillConfig
 from snnkit.pipeline import energy, evaluate, export_all, load, load_samples, quantize_run, write_energy
+from snnkit.records import write as record
+from snnkit.reporting import report
 from snnkit.runs import Run
 
 EXPORTS = ("onnx", "lava")
@@ -105,8 +107,10 @@ def quickstart(
     rows += [Row(f"student, distilled, integer: {name}", None, note=missing) for name, missing in not_run.items()]
     counts, energies = energy(net, samples, list_models())
     write_energy(run.path, counts, energies)
+    record(run.path, samples, results, agreements, not_run)
+    written = report(run.path)
 
-    files = [run.config, run.metrics, run.teacher, run.last, run.network, run.energy]
+    files = [run.config, run.metrics, run.teacher, run.last, run.network, run.energy, run.evaluation]
     return Quickstart(
         run=run.path,
         rows=tuple(rows),
@@ -114,7 +118,7 @@ def quickstart(
         not_run=not_run,
         counts=counts,
         energies=tuple(energies),
-        files=(*files, *(path for written in exports.values() for path in written)),
+        files=(*files, *(path for paths in exports.values() for path in paths), written.data, written.page),
         next_commands=(
             *_activation(),
             f"snnkit inspect {run.path}",

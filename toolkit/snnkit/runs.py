@@ -17,7 +17,8 @@ PACKAGES = ("snnkit", "numpy", "torch", "spikingjelly", "scikit-learn", "safeten
 FILES = (
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *("last.safetensors", "best.safetensors", "teacher.safetensors", "network.safetensors"),
-    *("energy.json", "timesteps.json", "mapping.json", "quantization.json", "report.html", "report.json"),
+    *("energy.json", "timesteps.json", "mapping.json", "quantization.json", "evaluation.json"),
+    *("report.html", "report.json"),
     *("saliency.json", "saliency.png"),
 )
 FOLDERS = ("exports", "traces")
@@ -83,6 +84,18 @@ class Run:
     @property
     def mapping(self) -> Path:
         return self.path / "mapping.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report_data(self) -> Path:
+        return self.path / "report.json"
 
     @property
     def saliency(self) -> Path:

@@ -311,16 +311,20 @@ def run(
 ) -> None:
     """Runs a network: accuracy, spikes, comparison of targets.
 
-    Several targets are compared spike by spike; exit code 1 says that they differ.
+    Several targets are compared spike by spike; exit code 1 says that they differ. What the test split of a run
+    directory showed is kept for its report.
     """
     from snnkit.errors import UsageError
     from snnkit.pipeline import evaluate, load, load_samples, save_predictions
+    from snnkit.records import write as record
 
     if save and len(set(target)) > 1:
         raise UsageError("--save takes the predictions of one target", "give one --target")
     network = load(net)
     chosen = load_samples(network, data, count=samples)
     results, agreements = evaluate(network, chosen, target, option or ())
+    if data is None:
+        record(net, chosen, results, agreements)
     if save:
         save_predictions(results[0], save)
     if json:
@@ -395,6 +399,25 @@ def check(
             print_mapping(net, mapping)
     if not all(mapping.fits for mapping in mappings):
         raise typer.Exit(1)
+
+
+@command
+def report(
+    run: RunFolder,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="an energy model by name or a YAML file; default all")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="run the first N test samples; default what a minute allows"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Writes report.html, one self-contained page about a run, and report.json."""
+    from snnkit.cli.report import show
+    from snnkit.reporting import report as write
+
+    show(write(run, samples=samples, models=model), json=json)
 
 
 @command
