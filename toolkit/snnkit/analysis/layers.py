@@ -8,7 +8,6 @@ import numpy as np
 
 from snnkit.network.depth import Chain, Path, chains, depths, held_back, paths, stem_neurons
 from snnkit.network.ir import (
-    DECAY_ONE,
     LIF,
     Array,
     Conv2d,
@@ -53,14 +52,15 @@ class Layer:
     """Neurons that are placed together: those of a LIF node, of an integrating readout, or of a relay.
 
     ``spikes_of`` is the node whose spikes they send (None: they send none), ``counted`` whether the host reads them.
-    ``settings`` int64 [channels, 3]: threshold and both decays, which a core keeps in a table of few entries.
+    ``thresholds`` and ``decays`` int64 [channels] number the different ones, which a core keeps in a table each.
     """
 
     name: str
     kind: Kind
     volume: Volume
     afferents: tuple[Afferent, ...]
-    settings: Array
+    thresholds: Array
+    decays: Array
     spikes_of: str | None = None
     counted: bool = False
 
@@ -90,13 +90,16 @@ def read_layers(net: Network) -> tuple[Layer, ...]:
             held = 0 if external else held_back(net, path, depth)
             name = relay_name(path.source, path.delay, held) if held else path.source
             afferents.append(_afferent(name, external, volume_of(shapes[path.source]), synapse))
-        spiking = isinstance(node, LIF)
+        volume, spiking = volume_of(shapes[node.name]), isinstance(node, LIF)
         layer = Layer(
             name=node.name,
             kind="neurons" if spiking else "readout",
-            volume=volume_of(shapes[node.name]),
+            volume=volume,
             afferents=tuple(afferents),
-            settings=_settings(node, volume_of(shapes[node.name])[0]),
+            thresholds=_numbered(volume[0], node.v_threshold) if isinstance(node, LIF) else _numbered(volume[0]),
+            decays=_numbered(volume[0], node.voltage_decay, node.current_decay)
+            if isinstance(node, LIF)
+            else _numbered(volume[0]),
             spikes_of=node.name if spiking else None,
             counted=spiking and any(isinstance(consumer, Readout) for consumer in net.consumers(node.name)),
         )
@@ -128,11 +131,13 @@ def _places(node: Node) -> bool:
     return not isinstance(node, Readout) or node.mode == "membrane"
 
 
-def _settings(node: LIF | Readout, channels: int) -> Array:
-    if isinstance(node, Readout):
-        return np.broadcast_to(np.array([0, 0, DECAY_ONE]), (channels, 3))
-    columns = [np.broadcast_to(a, (channels,)) for a in (node.v_threshold, node.voltage_decay, node.current_decay)]
-    return np.stack(columns, axis=1).astype(np.int64)
+def _numbered(channels: int, *parameters: Array) -> Array:
+    """For each channel a number that tells different values of the parameters, scalars or [channels], apart."""
+    if all(parameter.ndim == 0 for parameter in parameters):
+        return np.zeros(channels, np.int64)
+    columns = [np.broadcast_to(parameter, (channels,)) for parameter in parameters]
+    numbers: Array = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(channels)
+    return numbers
 
 
 def _afferent(source: str, external: bool, volume: Volume, synapse: Synapse) -> Afferent:
@@ -183,7 +188,8 @@ def _relays(layer: Layer, chain: Chain) -> list[Layer]:
                 kind="relay",
                 volume=layer.volume,
                 afferents=(afferent,),
-                settings=np.broadcast_to(np.array([0, 0, DECAY_ONE]), (layer.volume[0], 3)),
+                thresholds=_numbered(layer.volume[0]),
+                decays=_numbered(layer.volume[0]),
                 spikes_of=layer.spikes_of,
             )
         )

@@ -118,9 +118,13 @@ def load(layer: Layer, cut: Cut, chip: Chip) -> Load:
             layer, afferent, cut, chip, channels, neurons
         )
         axons, words = axons + more_axons, words + more_words
-    thresholds = np.array([len(np.unique(layer.settings[a:b, 0])) for a, b in channels])
-    decays = np.array([len(np.unique(layer.settings[a:b, 1:], axis=0)) for a, b in channels])
-    return Load(neurons, axons, words, decays[:, None, None], thresholds[:, None, None])
+    return Load(neurons, axons, words, _different(layer.decays, channels), _different(layer.thresholds, channels))
+
+
+def _different(numbers: Array, channels: Array) -> Array:
+    if not numbers.any():
+        return np.ones((len(channels), 1, 1), np.int64)
+    return np.array([len(set(numbers[first:end].tolist())) for first, end in channels])[:, None, None]
 
 
 def _convolution(
