@@ -284,7 +284,7 @@ def test_graded_input_and_the_stem_on_the_host() -> None:
     graded = network(*nodes, shape=(2, 4, 4), bits=4)
     found = map_network(graded, LOIHI1)
     assert whats(found) == [("in", "bits of an input value", 4, 1)]
-    assert "stem: host" in found.violations[0].remedy
+    assert "--stem host" in found.violations[0].remedy
     assert map_network(graded, LOIHI2).fits
     hosted = map_network(dataclasses.replace(graded, stem="host"), LOIHI1)
     assert hosted.fits

@@ -1,21 +1,21 @@
 """What cores hold and send, against an oracle that writes out every synapse, one by one."""
 
+import dataclasses
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnkit.analysis.chips import Chip, load_chip
+from snnkit.analysis.chips import Chip
 from snnkit.analysis.layers import Afferent, Layer, read_layers
 from snnkit.analysis.mapping import Mapping, map_network
 from snnkit.analysis.partition import stored_bits
-from snnkit.network import Network, Trace
+from snnkit.network import Edge, Flatten, Network, Trace, infer_shapes
 from tests.chips import affine, changed, conv, lif, network
 from tests.networks import integer_networks
-from tests.test_mapping import LOIHI1, layer, small_chips
-
-LOIHI2 = load_chip("loihi2")
+from tests.test_mapping import LOIHI1, LOIHI2, layer, small_chips
 
 
 def connected(reader: Layer, afferent: Afferent) -> np.ndarray:
@@ -155,8 +155,6 @@ def test_larger_cores_and_residual_networks() -> None:
         conv("again", "l2", 8, 8, kernel=1, groups=8),
         lif("l3", "c3", "again"),
     )
-    from snnkit.network import Edge, Flatten
-
     tail = (Flatten(name="flat", inputs=(Edge("l3"),)), affine("fc", "flat", 10, 8 * 4 * 4))
     net = network(*nodes, *tail, shape=(2, 8, 8))
     for base, neurons in itertools.product((LOIHI1, LOIHI2), (30, 70, 400)):
@@ -169,8 +167,6 @@ def test_larger_cores_and_residual_networks() -> None:
 def random_trace(net: Network, samples: int, seed: int = 0) -> Trace:
     """Spikes drawn at random: what routing counts does not depend on how they came about."""
     rng = np.random.default_rng(seed)
-    from snnkit.network import infer_shapes
-
     shapes = infer_shapes(net)
     counts = {
         n.name: rng.integers(0, net.timesteps + 1, (samples, *shapes[n.name])).astype(np.int32) for n in net.neurons
@@ -184,7 +180,8 @@ def expected_routes(net: Network, mapping: Mapping, trace: Trace) -> dict[str, f
     layers = {layer.name: layer for layer in read_layers(net)}
     names = ("within_core", "within_tile", "between_tiles", "between_chips", "hops_east_west", "hops_north_south")
     total = dict.fromkeys((*names, "from_host", "to_host"), 0.0)
-    places = [(core.chip, core.row, core.column) for core in mapping.cores]
+    columns = mapping.chip.mesh.columns
+    places = [(core.chip, core.row, core.column + core.chip * columns) for core in mapping.cores]
     for reader in layers.values():
         readers = core_of(mapping, reader.name, reader.volume)
         if reader.counted:
@@ -203,10 +200,7 @@ def expected_routes(net: Network, mapping: Mapping, trace: Trace) -> dict[str, f
                         total["from_host"] += spikes[at]
                         continue
                     (chip_a, row_a, column_a), (chip_b, row_b, column_b) = places[cores[at]], places[target]
-                    east = abs(
-                        column_a + chip_a * mapping.chip.mesh.columns - column_b - chip_b * mapping.chip.mesh.columns
-                    )
-                    north = abs(row_a - row_b)
+                    east, north = abs(column_a - column_b), abs(row_a - row_b)
                     total["hops_east_west"] += east * spikes[at]
                     total["hops_north_south"] += north * spikes[at]
                     total["between_chips"] += abs(chip_a - chip_b) * spikes[at]
@@ -220,10 +214,6 @@ def expected_routes(net: Network, mapping: Mapping, trace: Trace) -> dict[str, f
 @settings(max_examples=30, deadline=None)
 @given(integer_networks(), small_chips(), st.integers(1, 128), st.booleans())
 def test_spikes_go_where_the_synapses_are(net: Network, chip: Chip, cores: int, hosted: bool) -> None:
-    import dataclasses
-
-    import pytest
-
     if hosted and len(net.neurons) > 1:
         net = dataclasses.replace(net, stem="host")
     chip = changed(chip, "cores", cores)  # networks spread over several chips

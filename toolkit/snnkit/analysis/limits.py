@@ -47,16 +47,21 @@ def violations_of_values(net: Network, chip: Chip) -> list[Violation]:
     return [*found, *_delays(net, chip)]
 
 
-def warnings_of_ranges(net: Network, chip: Chip) -> Iterator[str]:
-    """Sums that could leave the chip's accumulator, if every input arrived at once; whether they do, a run shows."""
+def warnings_of_ranges(net: Network, chip: Chip) -> list[str]:
+    """Sums that would leave the chip's accumulator if every input came at once; whether they do, only runs show."""
     limit = 2 ** (chip.accumulator_bits.value - 1)
-    on_host = {s.name for s in net.synapses if net.stem == "host" and reads_input(net, s)}
-    for name, bound in synaptic_bounds(net).items():
-        if name not in on_host and bound >= limit:
-            yield (
-                f"'{name}': its sum could reach {bound}, the accumulator holds less than {limit} "
-                f"({chip.accumulator_bits.source})"
-            )
+    bounds, hosted = synaptic_bounds(net), stem_neurons(net)
+    beyond = []
+    for node in net.nodes:
+        total = sum(bounds.get(edge.source, 0) for edge in node.inputs)
+        if isinstance(node, LIF | Readout) and node.name not in hosted and total >= limit:
+            beyond.append(f"'{node.name}' {total:,}")
+    if not beyond:
+        return []
+    return [
+        f"if all inputs came at once, sums could reach {', '.join(beyond)}; the accumulator holds less than {limit:,} "
+        f"({chip.accumulator_bits.source})"
+    ]
 
 
 def _graded(net: Network, node: Input, chip: Chip) -> Iterator[Violation]:
@@ -70,7 +75,7 @@ def _graded(net: Network, node: Input, chip: Chip) -> Iterator[Violation]:
             value=node.bits,
             limit=1,
             source=f"{chip.source}: spikes carry no value",
-            remedy="let the host compute the first layer (stem: host), or give spikes (data.encoding: rate)",
+            remedy="let the host compute the first layer (quantize --stem host), or give spikes (data.encoding: rate)",
         )
     elif node.bits > limit.value:
         remedy = "use fewer input bits"
