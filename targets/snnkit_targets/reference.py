@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnkit.analysis.replay import REFERENCE, Layer
+from snnkit.errors import UsageError
 from snnkit.network import LIF, Affine, AvgPool2d, BatchNorm2d, Conv2d, Flatten, Input, Network, Node, Readout, Trace
 from snnkit.network.inputs import encode_inputs
 from snnkit.network.ir import Array, infer_shapes, verify
@@ -51,6 +53,21 @@ def check(net: Network, options: Options) -> list[str]:  # noqa: ARG001 - the co
 def run(net: Network, inputs: Array, options: Options) -> Trace:
     """Runs raw inputs, direct [B, *shape] in 0..1 or events [T, B, *shape], for the network's timesteps."""
     return _Machine(net, options).run(inputs)
+
+
+def state(net: Network, inputs: Array, sample: int, t: int, node: str) -> tuple[Array, Array]:
+    """The u and v, int64 [*shape], of a neuron node of an integer network, as they are compared with the threshold.
+
+    They are found again from the spikes that reached the node, by :mod:`snnkit.analysis.replay`.
+    """
+    axis = 0 if net.input.encoding == "direct" else 1
+    one = inputs.take([sample], axis=axis)
+    rasters = run(net, one, Options(record="raster")).rasters
+    neuron = net[node]
+    if rasters is None or not isinstance(neuron, LIF) or verify(net) != "integer":
+        raise UsageError(f"'{node}' has no integer state", "name a neuron node of an integer network")
+    replay = Layer(net, neuron, encode_inputs(net, one), rasters, infer_shapes(net)[node]).run(REFERENCE)
+    return replay.u[t, 0], replay.v[t, 0]
 
 
 def stream(net: Network, inputs: Array, options: Options) -> Iterator[tuple[Array, Trace]]:

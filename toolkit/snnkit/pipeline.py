@@ -4,6 +4,7 @@ Modules that need torch are imported where they are used, so that the rest stays
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from pydantic import BaseModel
 from snnkit import plugins
 from snnkit.analysis.accuracy import Accuracy
 from snnkit.analysis.compare import Agreement, compare
+from snnkit.analysis.diagnose import State, diagnose
 from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableError, UnsupportedError, UsageError
 from snnkit.network import Network, Trace, infer_shapes, predictions, verify
 from snnkit.network import load as load_file
 from snnkit.network.ir import Array
+from snnkit.network.trace_file import load_trace
 from snnkit.quantization import quantize as quantize
 from snnkit.quantization import quantize_run as quantize_run
 from snnkit.runs import Run
@@ -79,6 +82,11 @@ def first_samples(net: Network, samples: Samples, count: int) -> Samples:
     """The first ``count`` samples, or all where there are fewer."""
     batch = (slice(count),) if net.input.encoding == "direct" else (slice(None), slice(count))
     return Samples(samples.x[batch], None if samples.y is None else samples.y[:count], samples.name)
+
+
+def sample_count(net: Network, samples: Samples) -> int:
+    """How many samples there are, along the axis where this network expects them."""
+    return int((*samples.x.shape, 0, 0)[0 if net.input.encoding == "direct" else 1])
 
 
 def _samples_from_files(data: str) -> Samples:
@@ -179,26 +187,44 @@ class Evaluation:
             "notes": list(trace.notes),
         }
         if self.accuracy is None:
-            return {**result, "predictions": predictions(trace).tolist()}
+            return {**result, "predictions": predictions(trace).tolist() if trace.readouts.shape[1] else []}
         return {**result, **self.accuracy.to_json()}
 
 
 def evaluate(
-    net: Network, samples: Samples, targets: Sequence[str], assignments: Sequence[str] = ()
+    net: Network,
+    samples: Samples,
+    targets: Sequence[str],
+    assignments: Sequence[str] = (),
+    *,
+    against: PathLike | None = None,
+    rasters: bool = False,
 ) -> tuple[list[Evaluation], list[Agreement]]:
     """Runs the samples on each target; several are compared with the first one, spike by spike.
 
-    ``assignments`` are options, ``[TARGET.]KEY=VALUE``.
+    ``assignments`` are options, ``[TARGET.]KEY=VALUE``. ``against`` is a recorded trace, see
+    :mod:`snnkit.network.trace_file`: it comes last, and only the samples that it holds are run. Where two differ, the
+    cause of their first divergence is looked for. ``rasters`` keeps them where nothing is compared.
     """
-    record = "raster" if len(set(targets)) > 1 else "counts"
+    record = "raster" if rasters or against is not None or len(set(targets)) > 1 else "counts"
     options = plugins.options_of("targets", targets, assignments, record=record)
     require(net, options)
-    results = []
-    for name, chosen in options.items():
-        trace = plugins.target(name).run(net, samples.x, chosen)
-        results.append(Evaluation(trace, _accuracy(predictions(trace), samples)))
-    first = results[0].trace
-    return results, [compare(net, first, other.trace) for other in results[1:]]
+    recording = None if against is None else load_trace(against, net, sample_count(net, samples))
+    if recording is not None:
+        samples = first_samples(net, samples, recording.trace.samples)
+        recording.require_inputs(samples.x)
+    traces = [plugins.target(name).run(net, samples.x, chosen) for name, chosen in options.items()]
+    states = {name: _state(name, net, samples.x) for name in options if hasattr(plugins.target(name), "state")}
+    if recording is not None:
+        traces.append(recording.trace)
+        states |= {recording.trace.target: recording.state} if recording.v else {}
+    results = [Evaluation(t, _accuracy(predictions(t), samples) if t.readouts.shape[1] else None) for t in traces]
+    compared = [(other, compare(net, traces[0], other)) for other in traces[1:]]
+    return results, [diagnose(net, samples.x, traces[0], other, found, states) for other, found in compared]
+
+
+def _state(name: str, net: Network, inputs: Array) -> State:
+    return functools.partial(plugins.target(name).state, net, inputs)  # type: ignore[attr-defined]
 
 
 def _accuracy(predicted: Array, samples: Samples) -> Accuracy | None:

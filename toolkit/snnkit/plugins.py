@@ -36,7 +36,11 @@ class Exporter(Protocol):
 
 
 class Target(Protocol):
-    """A module that runs a network."""
+    """A module that runs a network.
+
+    It may offer ``state(net, inputs, sample, t, node) -> (u, v)``, arrays [*shape] as they are compared with the
+    threshold, for the first divergence from another target.
+    """
 
     Options: type[BaseModel]
 

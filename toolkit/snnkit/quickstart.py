@@ -1,6 +1,5 @@
 """The whole way on real data that ships with scikit-learn: teacher, students, integers, exports, targets, energy."""
 
-import dataclasses
 import os
 import sys
 import time
@@ -62,7 +61,7 @@ class Quickstart:
         return {
             "run": str(self.run),
             "networks": rows,
-            "compared": [dataclasses.asdict(a) | {"identical": a.identical} for a in self.agreements],
+            "compared": [agreement.to_json() for agreement in self.agreements],
             "not_run": self.not_run,
             "counts": self.counts.to_json(),
             "energy": [estimate.to_json() for estimate in self.energies],

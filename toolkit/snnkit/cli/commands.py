@@ -307,31 +307,40 @@ def run(
     save: Annotated[
         str | None, typer.Option("--save", metavar="FILE.npz", help="write predictions and readouts")
     ] = None,
+    save_trace: Annotated[
+        str | None, typer.Option("--save-trace", metavar="FILE.npz", help="write every spike, for --against")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="FILE.npz", help="compare with a recorded trace")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Runs a network: accuracy, spikes, comparison of targets.
 
-    Several targets are compared spike by spike; exit code 1 says that they differ. What the test split of a run
-    directory showed is kept for its report.
+    Several targets, and a recorded trace, are compared spike by spike; exit code 1 says that they differ. What the test
+    split of a run directory showed is kept for its report.
     """
     from snnkit.errors import UsageError
     from snnkit.pipeline import evaluate, load, load_samples, save_predictions
     from snnkit.records import write as record
 
-    if save and len(set(target)) > 1:
-        raise UsageError("--save takes the predictions of one target", "give one --target")
+    if (save or save_trace) and len(set(target)) > 1:
+        raise UsageError(f"--save{'' if save else '-trace'} takes what one target did", "give one --target")
     network = load(net)
     chosen = load_samples(network, data, count=samples)
-    results, agreements = evaluate(network, chosen, target, option or ())
-    if data is None:
+    rasters = save_trace is not None
+    results, agreements = evaluate(network, chosen, target, option or (), against=against, rasters=rasters)
+    if data is None and against is None:
         record(net, chosen, results, agreements)
     if save:
         save_predictions(results[0], save)
-    if json:
-        import dataclasses
+    if save_trace:
+        from snnkit.network.trace_file import save_trace as write_trace
 
-        compared = [{**dataclasses.asdict(agreement), "identical": agreement.identical} for agreement in agreements]
-        print_json({"data": chosen.name, "targets": [result.to_json() for result in results], "compared": compared})
+        write_trace(results[0].trace, save_trace, chosen.x if against is None else None)
+    if json:
+        found = [agreement.to_json() for agreement in agreements]
+        print_json({"data": chosen.name, "targets": [result.to_json() for result in results], "compared": found})
     else:
         from snnkit.cli.summary import print_agreement, print_evaluations
 
@@ -340,6 +349,8 @@ def run(
             print_agreement(agreement)
         if save:
             say(f"predictions: {save}")
+        if save_trace:
+            say(f"trace: {save_trace}")
     if not all(agreement.identical for agreement in agreements):
         raise typer.Exit(1)
 

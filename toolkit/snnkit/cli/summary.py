@@ -53,14 +53,22 @@ def print_evaluations(data: str, results: "Sequence[Evaluation]", net: "Network"
 def print_agreement(agreement: "Agreement") -> None:
     """Whether two targets agree spike by spike, or where they part."""
     pair = f"{agreement.first} and {agreement.second}"
+    missing = f"; not recorded: {', '.join(agreement.not_compared)}" if agreement.not_compared else ""
+    if agreement.identical and missing:
+        say(f"{pair}: identical in {', '.join(agreement.compared)}, every spike at every timestep{missing}")
+        return
     if agreement.identical:
         say(f"{pair}: identical, every spike of every layer at every timestep, and every readout")
         return
     differing = {name: count for name, count in agreement.spike_mismatches.items() if count}
-    say(f"{pair}: DIFFERENT spikes {differing}, {agreement.readout_mismatches} samples with other readouts")
+    say(f"{pair}: DIFFERENT spikes {differing}, {agreement.readout_mismatches} samples with other readouts{missing}")
     if agreement.divergence is not None:
         where = agreement.divergence
         say(f"  first: timestep {where.timestep}, {where.node}, sample {where.sample}, neuron {where.neuron}")
+    if agreement.compared:
+        from snnkit.cli.agreement import print_details
+
+        print_details(agreement)
 
 
 def print_counts(counts: "OpCounts") -> None:
