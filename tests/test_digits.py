@@ -49,8 +49,8 @@ def planted(net: Network) -> Network:
     return dataclasses.replace(net, nodes=tuple(changed if node is victim else node for node in net.nodes))
 
 
-def run(net: Network, target: str) -> Trace:
-    return snnkit.run(net, snnkit.load_dataset("digits").test.x, target, record="raster")
+def run(net: Network, target: str, **options: str) -> Trace:
+    return snnkit.run(net, snnkit.load_dataset("digits").test.x, target, record="raster", **options)
 
 
 @pytest.mark.parametrize("biases", [True, False])
@@ -63,8 +63,9 @@ def test_every_spike_is_identical_on_all_targets(
     assert reference.overflows == dict.fromkeys(reference.overflows, 0)
     for name, rate in reference.firing_rates().items():
         assert 0.01 <= rate <= 0.6, f"{name} fires at {rate:.3f}"
-    for target in ("onnxruntime", "lava"):
-        trace = run(net, target)
+    onnx = [{"form": form, "synapses": s} for form in ("unrolled", "step", "scan") for s in ("float32", "int8")]
+    for target, options in [*(("onnxruntime", chosen) for chosen in onnx), ("lava", {})]:
+        trace = run(net, target, **options)
         assert target != "lava" or any("stock Lava 0.10.0" in note for note in trace.notes)
         agreement = compare(net, reference, trace)
         assert agreement.identical, agreement

@@ -1,0 +1,193 @@
+"""Float networks in ONNX, against torch and against the graph that torch's own exporter traces.
+
+Two float32 implementations may add in another order, so a membrane within 1e-5 of its threshold may fire in one of
+them alone; after that first flip of a sample its spikes differ for good reason. Everywhere else logits agree.
+"""
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snnkit
+from snnkit.analysis.compare import compare
+from snnkit.config import load_config
+from snnkit.network import (
+    AvgPool2d,
+    BatchNorm2d,
+    Network,
+    apply,
+    fold_batchnorm,
+    fold_pooling,
+    materialise_shortcuts,
+    quantize,
+)
+from snnkit.training.lower import lower
+from snnkit.training.models import build_student
+from snnkit.training.rebuild import Neuron, TorchNetwork, to_torch
+from snnkit_targets import onnxruntime, reference
+
+CLOSE = 1e-5
+
+
+def lively(model: str, settings: list[str]) -> nn.Module:
+    """A student with random weights, normalised on digits so that every layer fires."""
+    torch.manual_seed(0)
+    config = load_config(None, [f"student.model={model}", "student.timesteps=4", *settings])
+    student = build_student((1, 8, 8), 10, config.student).train()
+    images = torch.tensor(snnkit.load_dataset("digits").train.x[:256])
+    with torch.no_grad():
+        for _ in range(10):
+            student(images)
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data *= 2.5
+    return student.eval()
+
+
+@functools.cache
+def made(model: str) -> Network:
+    settings = ["student.width=0.5"] if model == "resnet20" else ["student.neuron=if"]
+    net = lower(lively(model, settings), (1, 8, 8), timesteps=4)
+    assert any(isinstance(node, BatchNorm2d) for node in net)
+    assert model == "convnet" or any(isinstance(node, AvgPool2d) for node in net)
+    return net
+
+
+@pytest.fixture(params=["resnet20", "convnet"])
+def net(request: pytest.FixtureRequest) -> Network:
+    return made(request.param)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    x: np.ndarray = snnkit.load_dataset("digits").test.x
+    return x
+
+
+@dataclass
+class Observed:
+    """Logits [B, classes]; spikes and membranes before the reset, both [T, B, *shape], of every neuron node."""
+
+    logits: np.ndarray
+    spikes: dict[str, np.ndarray]
+    membranes: dict[str, np.ndarray]
+
+
+class Watched(nn.Module):
+    """A rebuilt network whose neurons are watched; gives logits, then each neuron node's spikes."""
+
+    def __init__(self, net: Network, *, membranes: bool) -> None:
+        super().__init__()
+        assert all((neuron.current_decay == 4096).all() for neuron in net.neurons)
+        self.inner: TorchNetwork = to_torch(net)
+        self.spikes: dict[str, list[Tensor]] = {}
+        self.membranes: dict[str, list[Tensor]] = {}
+        for key, module in self.inner.layers.items():
+            if isinstance(module, Neuron):
+                if membranes:
+                    module.register_forward_pre_hook(self._before(key.replace("/", ".")))
+                module.register_forward_hook(self._after(key.replace("/", ".")))
+
+    def _before(self, name: str) -> Any:
+        def hook(module: Neuron, arguments: tuple[Tensor, Any]) -> None:
+            kept = 1 - module.voltage_decay / 4096
+            self.membranes.setdefault(name, []).append(module.v * kept + arguments[0])
+
+        return hook
+
+    def _after(self, name: str) -> Any:
+        def hook(module: Neuron, arguments: Any, output: Tensor) -> None:
+            self.spikes.setdefault(name, []).append(output)
+
+        return hook
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.spikes, self.membranes = {}, {}
+        logits = self.inner.compute(x)
+        return logits, *(torch.stack(steps) for steps in self.spikes.values())
+
+
+def observe(net: Network, images: np.ndarray) -> Observed:
+    watched = Watched(net, membranes=True)
+    with torch.inference_mode():
+        logits, *_ = watched(torch.from_numpy(images))
+    spikes = {name: torch.stack(steps).numpy() > 0 for name, steps in watched.spikes.items()}
+    return Observed(logits.numpy(), spikes, {n: torch.stack(v).numpy() for n, v in watched.membranes.items()})
+
+
+def assert_agree(net: Network, torchs: Observed, logits: np.ndarray, spikes: dict[str, np.ndarray]) -> None:
+    """The rule above: equal but for samples whose first flip is a membrane on its threshold, at most 1 in 100."""
+    samples = len(logits)
+    flipped = np.zeros(samples, bool)
+    for sample in range(samples):
+        first = None
+        for neuron in net.neurons:
+            differs = torchs.spikes[neuron.name][:, sample] != spikes[neuron.name][:, sample]
+            if differs.any():
+                t, *place = np.argwhere(differs)[0]
+                if first is None or t < first[0]:
+                    distance = np.abs(torchs.membranes[neuron.name][:, sample][t] - neuron.v_threshold)
+                    first = t, distance[differs[t]].max(), place
+        if first is not None:
+            assert first[1] < CLOSE, (sample, first)
+            flipped[sample] = True
+    assert flipped.mean() <= 0.01, flipped.sum()
+    scale = max(1.0, float(np.abs(torchs.logits).max()))
+    assert np.abs(torchs.logits - logits)[~flipped].max() <= CLOSE * scale
+
+
+@pytest.mark.parametrize("form", ["unrolled", "step", "scan"])
+def test_every_form_agrees_with_torch(net: Network, images: np.ndarray, form: Any) -> None:
+    trace = onnxruntime.run(net, images, onnxruntime.Options(record="raster", form=form, threads=1))
+    assert trace.rasters is not None
+    assert trace.readouts.dtype == np.float32
+    for name, rate in trace.firing_rates().items():
+        assert 0.01 < rate < 0.9, name
+    assert_agree(net, observe(net, images), trace.readouts, trace.rasters)
+
+
+@pytest.mark.parametrize("model", ["convnet", pytest.param("resnet20", marks=pytest.mark.slow)])
+def test_the_graph_that_torch_traces_agrees(model: str, images: np.ndarray) -> None:
+    net = made(model)
+    batch = torch.export.Dim("batch", min=1, max=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer
+        program = torch.onnx.export(
+            Watched(net, membranes=False),
+            (torch.from_numpy(images[:3]),),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+    assert program is not None
+    runner = ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    logits, *spikes = runner.run(None, {runner.get_inputs()[0].name: images})
+    traced = {neuron.name: raster > 0 for neuron, raster in zip(net.neurons, spikes, strict=True)}
+    torchs = observe(net, images)
+    assert_agree(net, torchs, logits, traced)
+    ours = onnxruntime.run(net, images, onnxruntime.Options(record="raster", threads=1))
+    assert ours.rasters is not None
+    apart = [(ours.rasters[name] != traced[name]).any(axis=tuple({*range(traced[name].ndim)} - {1})) for name in traced]
+    same = ~np.any(apart, axis=0)
+    assert same.mean() >= 0.99
+    assert np.abs(ours.readouts - logits)[same].max() <= CLOSE * max(1.0, float(np.abs(logits).max()))
+
+
+@pytest.mark.parametrize("synapses", ["float32", "int8"])
+@pytest.mark.parametrize("form", ["unrolled", "step", "scan"])
+def test_every_form_of_the_integer_network_equals_the_reference(
+    net: Network, images: np.ndarray, form: Any, synapses: Any
+) -> None:
+    integer = quantize(apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling]))
+    expected = reference.run(integer, images, reference.Options(record="raster"))
+    options = onnxruntime.Options(record="raster", form=form, synapses=synapses, threads=1)
+    agreement = compare(integer, expected, onnxruntime.run(integer, images, options))
+    assert agreement.identical, agreement
+    assert all(rate > 0.01 for rate in expected.firing_rates().values())
