@@ -365,6 +365,16 @@ def write_mapping(path: PathLike, mappings: "Sequence[ChipMapping]") -> dict[str
 # --- inspect ----------------------------------------------------------------------------------------------------------
 
 
+def describe_file(path: PathLike) -> dict[str, Any]:
+    """What is in a run directory or file, by its suffix: .onnx, .net, .nir, or a network; see :func:`describe`."""
+    from snnkit.interchange import netx_read, nir_file, onnx_read
+
+    readers = {".onnx": onnx_read.describe, ".net": netx_read.describe, ".nir": nir_file.describe}
+    if Path(path).suffix.lower() in readers:
+        return readers[Path(path).suffix.lower()](path)
+    return describe(load(path))
+
+
 def describe(net: Network) -> dict[str, Any]:
     """The network as JSON: kind, timesteps, input, metadata, and every node with what it reads and its output shape."""
     shapes = infer_shapes(net)

@@ -432,11 +432,14 @@ def report(
 
 
 @command
-def inspect_(net: Net, json: Json = False) -> None:
-    """Shows the nodes of a network and where it came from."""
-    from snnkit.pipeline import describe, load
+def inspect_(
+    net: Annotated[str, typer.Argument(metavar="FILE", help="a network file, a run directory, .onnx, .net or .nir")],
+    json: Json = False,
+) -> None:
+    """Shows what a file holds: the nodes of a network and where it came from, or an exported graph."""
+    from snnkit.pipeline import describe_file
 
-    description = describe(load(net))
+    description = describe_file(net)
     if json:
         print_json(description)
         return
