@@ -56,10 +56,12 @@ class Plan:
         return self._accumulated(total, node.current_decay)
 
     def saturates(self, node: LIF) -> bool:
-        """Whether v could reach the end of its 24 bits."""
+        """Whether v of an integer neuron could reach the end of its 24 bits."""
+        if not self.integer:
+            return False
         biases = [np.abs(s.bias.astype(np.int64)).max() for s in self.sources(node) if s.bias is not None]
         total = self.u_bound(node) + (int(sum(biases)) << FRACTION_BITS)
-        return self.integer and self._accumulated(total, node.voltage_decay) >= STATE_LIMIT - 1
+        return self._accumulated(total, node.voltage_decay) >= STATE_LIMIT - 1
 
     def _accumulated(self, each: float, decay: Array) -> float:
         """What a sum that decays can reach when ``each`` is added at every timestep."""
