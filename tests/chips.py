@@ -50,10 +50,10 @@ def conv(name: str, source: str, outputs: int, inputs: int, kernel: int = 3, *, 
     )
 
 
-def network(*nodes: Node, shape: tuple[int, ...], timesteps: int = 4, bits: int = 1, stem="chip") -> Network:
+def network(*nodes: Node, shape: tuple[int, ...], timesteps: int = 4, bits: int = 1, stem="chip", mode="membrane"):
     """The nodes between an input of spikes called ``in`` and a readout of the last one."""
     entry = Input(name="in", shape=shape, encoding="events", bits=bits)
-    readout = Readout(name="out", inputs=(Edge(nodes[-1].name),))
+    readout = Readout(name="out", inputs=(Edge(nodes[-1].name),), mode=mode)
     net = Network(nodes=(entry, *nodes, readout), timesteps=timesteps, stem=stem)
     assert verify(net) == "integer"
     return net

@@ -292,6 +292,29 @@ def test_graded_input_and_the_stem_on_the_host() -> None:
     assert hosted.latency_first.steps == found.latency_first.steps - 1
 
 
+def test_graded_values_go_past_the_stem_of_the_host() -> None:
+    """A neuron that reads the input and spikes is no stem: what it reads must be spikes, too."""
+    nodes = (
+        affine("a", "in", 3, 4),
+        lif("first", "a"),
+        affine("b", "first", 3, 3),
+        affine("past", "in", 3, 4),
+        lif("second", "b", "past"),
+        affine("head", "second", 2, 3),
+    )
+    hosted = [network(*nodes, shape=(4,), bits=bits, stem="host") for bits in (1, 2)]
+    assert map_network(hosted[0], LOIHI1).fits
+    assert whats(map_network(hosted[1], LOIHI1)) == [("in", "bits of an input value", 2, 1)]
+
+
+def test_nothing_is_left_for_the_chip() -> None:
+    counting = (affine("a", "in", 3, 4), lif("lif", "a"))
+    mapping = map_network(network(*counting, shape=(4,), stem="host", mode="count"), LOIHI1)
+    assert mapping.fits
+    assert mapping.cores == mapping.layers == ()
+    assert mapping.to_json()["chips"] == 0
+
+
 def test_reset_by_subtraction() -> None:
     nodes = (affine("a", "in", 3, 2), lif("lif", "a", reset="subtract"), affine("h", "lif", 2, 3))
     assert whats(map_network(network(*nodes, shape=(2,)), LOIHI1)) == [("lif", "reset by subtract", 1, 0)]
@@ -392,3 +415,21 @@ def test_a_wider_network_never_takes_fewer_cores(sizes: list[int], where: int, m
     chip = changed(LOIHI1, "neurons_per_core", neurons)
     wider = [size + more * (index == where) for index, size in enumerate(sizes)]
     assert len(map_network(dense(*sizes, 3), chip).cores) <= len(map_network(dense(*wider, 3), chip).cores)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=2, max_size=3),
+    st.integers(0, 2),
+    st.integers(1, 8),
+    st.integers(3, 8),
+    st.integers(8, 120),
+    st.integers(150, 900),
+)
+def test_a_wider_convolutional_network_never_takes_fewer_cores(
+    channels: list[int], where: int, more: int, size: int, neurons: int, memory: int
+) -> None:
+    chip = changed(changed(LOIHI1, "neurons_per_core", neurons), "memory_words", memory)
+    wider = [count + more * (index == where) for index, count in enumerate(channels)]
+    narrow, wide = (map_network(convolutional(tuple(counts), size), chip) for counts in (channels, wider))
+    assert len(narrow.cores) <= len(wide.cores)

@@ -161,6 +161,30 @@ def test_larger_cores_and_residual_networks() -> None:
         check_all(net, changed(base, "neurons_per_core", neurons))
 
 
+@pytest.mark.parametrize("neurons", [3, 5, 1024])
+def test_recurrent_networks(neurons: int) -> None:
+    """Neurons that read themselves two steps later, and an earlier layer that reads a later one."""
+    back = dataclasses.replace(affine("back", "l1", 8, 6), inputs=(Edge("l1", 4),))
+    again = dataclasses.replace(affine("again", "l0", 8, 8), inputs=(Edge("l0", 2),))
+    nodes = (
+        affine("a0", "in", 8, 5),
+        back,
+        again,
+        lif("l0", "a0", "back", "again"),
+        affine("a1", "l0", 6, 8),
+        lif("l1", "a1"),
+        affine("head", "l1", 3, 6),
+    )
+    chip = changed(LOIHI1, "neurons_per_core", neurons)
+    net = network(*nodes, shape=(5,))
+    check_all(net, chip)
+    trace = random_trace(net, samples=2)
+    mapping = map_network(net, chip, trace)
+    assert mapping.fits
+    assert {layer.kind for layer in mapping.layers} == {"neurons", "relay", "readout"}
+    assert vars(mapping.routed) == pytest.approx(expected_routes(net, mapping, trace))
+
+
 # --- spikes between cores ---------------------------------------------------------------------------------------------
 
 

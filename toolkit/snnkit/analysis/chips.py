@@ -5,14 +5,11 @@ number carries its source. A limit that nobody has published is left out of the 
 """
 
 import os
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from snnkit.errors import ConfigError, UsageError, did_you_mean
+from snnkit.analysis.definitions import load_definition, shipped
 
 Source = Annotated[str, Field(min_length=1)]
 
@@ -140,36 +137,9 @@ class Chip(_Strict):
 
 def list_chips() -> list[str]:
     """The names of the chips that come with snnkit."""
-    folder = resources.files("snnkit.analysis") / "chips"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped("chips")
 
 
 def load_chip(name_or_path: str | os.PathLike[str]) -> Chip:
-    """The chip of that name, or in the YAML file at that path.
-
-    Raises :class:`UsageError` for an unknown name or a missing file, :class:`ConfigError` for a file that describes
-    no chip, naming every key that is wrong.
-    """
-    name = os.fspath(name_or_path)
-    if name in list_chips():
-        return _parse((resources.files("snnkit.analysis") / "chips" / f"{name}.yaml").read_text("utf-8"), name)
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        raise UsageError(f"there is no chip '{name}'", did_you_mean(name, list_chips()))
-    try:
-        return _parse(path.read_text("utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the chip '{name}' cannot be read ({error})", "check the path") from None
-
-
-def _parse(text: str, name: str) -> Chip:
-    try:
-        return Chip.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"chip '{name}' is not YAML: {error}", "correct the file") from None
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(
-            f"chip '{name}' is not valid: " + "; ".join(problems),
-            "correct these keys; the chips that come with snnkit show the form",
-        ) from None
+    """The chip of that name, or in the YAML file at that path; see :func:`load_definition`."""
+    return load_definition(Chip, "chips", "chip", name_or_path)

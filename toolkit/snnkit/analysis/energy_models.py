@@ -6,14 +6,11 @@ number without a unit or a source, that is negative, zero or absurd, or outside 
 
 import os
 import re
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from snnkit.errors import ConfigError, UsageError, did_you_mean
+from snnkit.analysis.definitions import load_definition, shipped
 
 _YEAR = re.compile(r"(?<!\d)(19|20)\d\d(?!\d)")
 
@@ -201,38 +198,9 @@ class EnergyModel(_Strict):
 
 def list_models() -> list[str]:
     """The names of the energy models that come with snnkit."""
-    folder = resources.files("snnkit.analysis") / "energy"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped("energy")
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> EnergyModel:
-    """The energy model of that name, or in the YAML file at that path.
-
-    Raises :class:`UsageError` for an unknown name or a missing file, :class:`ConfigError` for a file that is no
-    energy model, naming every key that is wrong.
-    """
-    name = os.fspath(name_or_path)
-    if name in list_models():
-        return _parse((resources.files("snnkit.analysis") / "energy" / f"{name}.yaml").read_text("utf-8"), name)
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        raise UsageError(f"there is no energy model '{name}'", did_you_mean(name, list_models()))
-    try:
-        return _parse(path.read_text("utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the energy model '{name}' cannot be read ({error})", "check the path") from None
-
-
-def _parse(text: str, name: str) -> EnergyModel:
-    try:
-        content: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"energy model '{name}' is not YAML: {error}", "correct the file") from None
-    try:
-        return EnergyModel.model_validate(content)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(
-            f"energy model '{name}' is not valid: " + "; ".join(problems),
-            "correct these keys; the models that come with snnkit show the form",
-        ) from None
+    """The energy model of that name, or in the YAML file at that path; see :func:`load_definition`."""
+    return load_definition(EnergyModel, "energy", "energy model", name_or_path)

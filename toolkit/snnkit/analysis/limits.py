@@ -9,7 +9,7 @@ import numpy as np
 from snnkit.analysis.chips import Chip, Span
 from snnkit.analysis.layers import needed_bits
 from snnkit.network.depth import depths, held_back, paths, stem_neurons
-from snnkit.network.ir import LIF, Array, Input, Network, Readout, Synapse, reads_input
+from snnkit.network.ir import LIF, Array, Input, Network, Readout, Synapse
 from snnkit.network.ranges import FRACTION_BITS, synaptic_bounds
 
 
@@ -32,15 +32,15 @@ def violations_of_values(net: Network, chip: Chip) -> list[Violation]:
     """Every number of an integer network that the chip cannot hold, in the order of the nodes."""
     found: list[Violation] = []
     hosted = stem_neurons(net)
+    used = [path for path in paths(net) if path.target not in hosted]
+    on_chip = {name for path in used for name in (path.source, path.via, path.target)} - hosted
     for node in net.nodes:
-        if node.name in hosted or (net.stem == "host" and isinstance(node, Synapse) and reads_input(net, node)):
-            continue
         match node:
-            case Input():
-                found += _graded(net, node, chip)
-            case Synapse():
+            case Input() if node.name in on_chip:
+                found += _graded(node, chip)
+            case Synapse() if node.name in on_chip:
                 found += _weights(node, chip)
-            case LIF():
+            case LIF() if node.name in on_chip:
                 found += [*_neurons(node, chip), *_biases(net, node, chip)]
             case Readout(mode="membrane"):
                 found += _biases(net, node, chip)
@@ -64,8 +64,8 @@ def warnings_of_ranges(net: Network, chip: Chip) -> list[str]:
     ]
 
 
-def _graded(net: Network, node: Input, chip: Chip) -> Iterator[Violation]:
-    if net.stem == "host" or node.bits <= 1:
+def _graded(node: Input, chip: Chip) -> Iterator[Violation]:
+    if node.bits <= 1:
         return
     limit = chip.graded_spike_bits
     if limit is None:
