@@ -19,6 +19,7 @@ from snnkit.errors import NetworkError
 MAX_ITEMS, MAX_TEXTS, MAX_DEPTH = 20_000, 40_000, 8
 MAX_BYTES, BYTES_PER_STORED = 32 * 2**20, 8  # what a small file may hold, and what each stored byte adds
 MAX_RAW_CHUNK = 128 * 2**10  # a deflated chunk of this size cannot grow beyond 132 MiB
+REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # to a text in a global heap
 FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf
 Result = TypeVar("Result")
 
@@ -28,14 +29,19 @@ class Reader:
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
         self.path, self.what, self.items, self.budget = Path(path), what, 0, MAX_BYTES
+        self.size = 0
+        self.heaps: dict[int, dict[int, bytes]] = {}
 
     def read(self, take: Callable[[Any], Result]) -> Result:
         """What ``take`` makes of the open file."""
         if not self.path.is_file():
             raise NetworkError(f"there is no file '{self.path}'", "check the path")
         try:
-            self.budget += BYTES_PER_STORED * self.path.stat().st_size
+            self.size = self.path.stat().st_size
+            self.budget += BYTES_PER_STORED * self.size
             with h5py.File(self.path, "r") as file:
+                if file.userblock_size:
+                    raise self.damaged("something else stands in front of it")
                 return take(file)
         except NetworkError:
             raise
@@ -77,11 +83,58 @@ class Reader:
         if h5py.check_string_dtype(dataset.dtype) is not None:
             if math.prod(dataset.shape) > MAX_TEXTS:
                 raise self.damaged(f"'{name}' holds more than {MAX_TEXTS} texts")
+            if dataset.dtype.kind == "O":
+                return self._texts(dataset, name)
             text = dataset.asstr()[()]
             return text if isinstance(text, str) else text.tolist()
         if dataset.dtype.kind not in "fiub":
             raise self.damaged(f"'{name}' is {dataset.dtype}, neither numbers nor text")
         return np.asarray(dataset[()])
+
+    def _texts(self, dataset: Any, name: str) -> Any:
+        """Texts of any length, read here: in damaged heaps the HDF5 library loops without end, and allocates claims."""
+        count, start = math.prod(dataset.shape), dataset.id.get_offset()
+        if start is None or dataset.id.get_storage_size() != count * REFERENCE.itemsize:
+            raise self.damaged(f"the texts of '{name}' are stored in an unknown way")
+        references = np.frombuffer(self._bytes(start, count * REFERENCE.itemsize), REFERENCE)
+        self._take(name, int(references["length"].sum(dtype=np.int64)))
+        texts = [self._text(*map(int, reference)) for reference in references]
+        table = np.array(texts, object).reshape(dataset.shape)
+        return table[()] if table.ndim == 0 else table.tolist()
+
+    def _text(self, length: int, address: int, index: int) -> str:
+        if not length:
+            return ""
+        stored = self._heap(address).get(index, b"")
+        if len(stored) < length:
+            raise self.damaged("a text is missing")
+        return stored[:length].decode()
+
+    def _heap(self, address: int) -> dict[int, bytes]:
+        """The objects of a global heap collection (HDF5 file format 3.0, section III.E)."""
+        if address not in self.heaps:
+            head = self._bytes(address, 16)
+            end = min(address + int.from_bytes(head[8:], "little"), self.size)
+            if head[:4] != b"GCOL":
+                raise self.damaged("its texts are not where they should be")
+            objects: dict[int, bytes] = {}
+            at = address + 16
+            while at + 16 <= end:
+                head = self._bytes(at, 16)
+                index, size = int.from_bytes(head[:2], "little"), int.from_bytes(head[8:], "little")
+                if index == 0:  # what is left is free
+                    break
+                objects[index] = self._bytes(at + 16, size)
+                at += 16 + (size + 7) // 8 * 8
+            self.heaps[address] = objects
+        return self.heaps[address]
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        if start + count > self.size:
+            raise self.damaged("it ends too early")
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
 
     def _take(self, name: str, size: int) -> None:
         self.budget -= size

@@ -91,7 +91,8 @@ def read(path: str | os.PathLike[str], choices: Choices | None = None) -> Import
     Raises :class:`NetworkError` for a damaged file, :class:`UnsupportedError` with every node that cannot be taken,
     :class:`UsageError` where a choice is missing.
     """
-    return from_graph(nir_file.read(path), choices or Choices(), Path(path))
+    with np.errstate(all="ignore"):  # what overflows or is not a number is found out by its value
+        return from_graph(nir_file.read(path), choices or Choices(), Path(path))
 
 
 def from_graph(graph: Graph, choices: Choices, path: Path) -> Imported:
