@@ -40,8 +40,6 @@ class Reader:
             self.size = self.path.stat().st_size
             self.budget += BYTES_PER_STORED * self.size
             with h5py.File(self.path, "r") as file:
-                if file.userblock_size:
-                    raise self.damaged("something else stands in front of it")
                 return take(file)
         except NetworkError:
             raise
@@ -94,15 +92,15 @@ class Reader:
     def _texts(self, dataset: Any, name: str) -> Any:
         """Texts of any length, read here: in damaged heaps the HDF5 library loops without end, and allocates claims."""
         count, start = math.prod(dataset.shape), dataset.id.get_offset()
-        if start is None or dataset.id.get_storage_size() != count * REFERENCE.itemsize:
+        if dataset.file.userblock_size or start is None or dataset.id.get_storage_size() != count * REFERENCE.itemsize:
             raise self.damaged(f"the texts of '{name}' are stored in an unknown way")
         references = np.frombuffer(self._bytes(start, count * REFERENCE.itemsize), REFERENCE)
         self._take(name, int(references["length"].sum(dtype=np.int64)))
-        texts = [self._text(*map(int, reference)) for reference in references]
+        texts = [self._heap_text(*map(int, reference)) for reference in references]
         table = np.array(texts, object).reshape(dataset.shape)
         return table[()] if table.ndim == 0 else table.tolist()
 
-    def _text(self, length: int, address: int, index: int) -> str:
+    def _heap_text(self, length: int, address: int, index: int) -> str:
         if not length:
             return ""
         stored = self._heap(address).get(index, b"")
