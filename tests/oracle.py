@@ -65,6 +65,7 @@ def simulate(net: Network, encoded: np.ndarray) -> tuple[dict[str, np.ndarray], 
                 case Conv2d():
                     now[node.name] = convolve(node, total)
                 case Affine():
+                    total = np.broadcast_to(total, node.weight.shape[1])  # late spikes that are not there yet: 0
                     now[node.name] = (node.weight.astype(np.int64) * 2**node.weight_exponent) @ total
                 case Flatten():
                     now[node.name] = total.reshape(-1)

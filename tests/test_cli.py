@@ -165,8 +165,30 @@ def test_all_reasons_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     float_file = save(float_network(), tmp_path / "float.safetensors")
     before = tree(tmp_path)
     for arguments in (
-        ["run", str(float_file), "--data", arrays, "-t", "onnxruntime", "-t", "lava"],
-        ["export", str(float_file), "-t", "onnx", "-t", "lava", "-o", str(tmp_path / "out")],
+        [
+            "run",
+            str(float_file),
+            "--data",
+            arrays,
+            "-t",
+            "onnxruntime",
+            "-t",
+            "lava",
+            "-O",
+            "onnxruntime.synapses=int8",
+        ],
+        [
+            "export",
+            str(float_file),
+            "-t",
+            "onnx",
+            "-t",
+            "lava",
+            "-O",
+            "onnx.synapses=int8",
+            "-o",
+            str(tmp_path / "out"),
+        ],
     ):
         error, _ = fails(capsys, *arguments)
         assert "onnx" in error

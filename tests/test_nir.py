@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,15 +11,32 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 
+from snnkit.analysis.counts import count
 from snnkit.cli.main import run
 from snnkit.errors import UnsupportedError
+from snnkit.fidelity import nir_mismatch
 from snnkit.interchange import nir_file, nir_read
 from snnkit.interchange.nir_read import Choices
 from snnkit.interchange.nir_write import nir_names, promises
-from snnkit.network import AvgPool2d, Edge, Network, Node, load, quantize, same
+from snnkit.network import (
+    LIF,
+    Affine,
+    AvgPool2d,
+    Edge,
+    Input,
+    Network,
+    Node,
+    Readout,
+    load,
+    quantize,
+    same,
+    save,
+)
+from snnkit.quantization import quantize as quantize_measured
 from snnkit_exporters import nir as exporter
-from snnkit_targets import reference
-from tests.networks import integer_networks, networks_with_memory, raw_inputs, recurrent_networks
+from snnkit_targets import onnxruntime, reference
+from tests import oracle
+from tests.networks import integer_networks, networks_with_memory, raw_inputs, recurrent_networks, threshold
 from tests.nir_reader import simulate
 from tests.test_network import float_network, replace
 
@@ -177,3 +195,106 @@ def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(["import", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not Path("x").exists()
+
+
+@settings(max_examples=25)
+@given(integer_networks() | networks_with_memory() | recurrent_networks())
+def test_the_measured_mismatch(net: Network) -> None:
+    """What is promised is measured as 0; elsewhere the figure is that of an independent reader of the file."""
+    assume(not exporter.check(net, exporter.Options()))
+    inputs = raw_inputs(net, samples=2)
+    found = nir_mismatch(net, inputs)
+    if not promises(net):
+        assert found.spikes == 0
+    graph, encoded, names = nir.read(written(net)), net.input.encode(inputs), nir_names(net)
+    ours, different = spikes(net, inputs), 0
+    for sample in range(2):
+        one = encoded[sample] if net.input.encoding == "direct" else encoded[:, sample]
+        rasters, _ = simulate(graph, one, net.timesteps, subtract=net.neurons[0].reset == "subtract")
+        different += sum(int((raster[:, sample] != rasters[names[name]]).sum()) for name, raster in ours.items())
+    assert (found.spikes, found.updates) == (different, sum(raster.size for raster in ours.values()))
+
+
+def test_the_export_says_where_spikes_may_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = quantize(float_network())
+    save(net, tmp_path / "net.safetensors")
+    save(replace(net, "lif", voltage_decay=np.array(1365, np.int32)), tmp_path / "leaky.safetensors")
+    assert run(["export", str(tmp_path / "net.safetensors"), "-t", "nir"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["export", str(tmp_path / "leaky.safetensors"), "-t", "nir", "--json"]) == 0
+    reasons, measured = json.loads(capsys.readouterr().out)["notes"]
+    assert "node 'lif' decays by fractions that the chip rounds off" in reasons
+    assert re.fullmatch(r"measured on 64 random inputs: \d+ of 12,288 updates differ \(\d+\.\d per 100,000\)", measured)
+
+
+def test_an_imported_network_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "made").mkdir()
+    nir_path = written(float_network())
+    graph = nir.read(nir_path)
+    graph.metadata = {}  # as somebody else's
+    nir.write(tmp_path / "theirs.nir", graph)
+    x = np.random.default_rng(0).random((40, 1, 4, 4), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    net, integer = tmp_path / "net.safetensors", tmp_path / "net-integer.safetensors"
+    choices = ["--reset", "zero", "--dt", "1e-4", "--timesteps", "4"]
+    assert run(["import", str(tmp_path / "theirs.nir"), "-o", str(net), *choices]) == 0
+    assert run(["quantize", str(net)]) == 2
+    assert "brings no calibration samples" in capsys.readouterr().err
+    assert run(["quantize", str(net), "--data", str(tmp_path / "x.npy")]) == 0
+    expected = quantize_measured(load(net), x).network
+    assert same(load(integer), expected)
+    assert run(["run", str(integer), "--data", str(tmp_path / "x.npy"), "-t", "reference", "-t", "onnxruntime"]) == 0
+    assert run(["export", str(integer), "-t", "onnx", "-t", "nir", "-o", str(tmp_path / "made")]) == 0
+    assert sorted(path.suffix for path in (tmp_path / "made").iterdir()) == [".nir", ".onnx"]
+    capsys.readouterr()
+    assert run(["quantize", str(tmp_path), "--data", "x.npy"]) == 2
+    assert "belong to a network file" in capsys.readouterr().err
+
+
+@settings(max_examples=25)
+@given(recurrent_networks())
+def test_recurrent_networks_step_as_written_out(net: Network) -> None:
+    """The reference, ONNX's step and Scan forms and an oracle without this project's code see the same spikes."""
+    inputs = raw_inputs(net, samples=2)
+    ours = reference.run(net, inputs, reference.Options(record="raster"))
+    encoded = net.input.encode(inputs)
+    assert ours.rasters
+    for sample in range(2):
+        rasters, readout = oracle.simulate(net, encoded[sample] if encoded.ndim == 2 else encoded[:, sample])
+        np.testing.assert_array_equal(ours.readouts[sample], readout)
+        for name, raster in rasters.items():
+            np.testing.assert_array_equal(ours.rasters[name][:, sample], raster)
+    for form in ("step", "scan"):
+        trace = onnxruntime.run(net, inputs, onnxruntime.Options(record="raster", form=form, threads=1))
+        np.testing.assert_array_equal(trace.readouts, ours.readouts)
+        for name, raster in ours.rasters.items():
+            np.testing.assert_array_equal(trace.rasters[name], raster)
+    counts = count(net, inputs, ours)
+    assert counts.total("spikes") == sum(int(raster.sum()) for raster in ours.rasters.values())
+
+
+def test_a_recurrent_network_is_quantised(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(0, 0.4, shape).astype(np.float32) for name, shape in (("in", (6, 5)), ("rec", (6, 6)))}
+    net = Network(
+        timesteps=6,
+        nodes=(
+            Input(name="x", shape=(5,), encoding="events"),
+            Affine(name="in", inputs=(Edge("x"),), weight=weights["in"]),
+            Affine(name="rec", inputs=(Edge("lif", 1),), weight=weights["rec"]),
+            LIF(
+                name="lif",
+                inputs=(Edge("in"), Edge("rec")),
+                v_threshold=threshold(0.3),
+                voltage_decay=np.array(2048, np.int32),
+            ),
+            Affine(name="fc", inputs=(Edge("lif"),), weight=rng.normal(size=(3, 6)).astype(np.float32)),
+            Readout(name="out", inputs=(Edge("fc"),)),
+        ),
+    )
+    x = rng.integers(0, 2, (6, 50, 5)).astype(np.uint8)
+    result = quantize_measured(net, x)
+    assert result.network.recurrent
+    (node,) = result.nodes
+    assert abs(node.rate_float - node.rate_integer) < 0.02
+    assert same(nir_read.read(written(result.network)).network, result.network)

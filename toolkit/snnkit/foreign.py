@@ -1,14 +1,18 @@
 """Networks made elsewhere, into the same way: a .nir file, or a torch module of SpikingJelly neurons."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from snnkit.errors import ConfigError, UsageError
 from snnkit.interchange import nir_read
 from snnkit.interchange.nir_read import Choices, Imported
 from snnkit.network import Network, save
+from snnkit.network.storage import load as load_file
+from snnkit.pipeline import first_samples, load_samples
+from snnkit.quantization import CALIBRATION, Quantization, quantize
 
 
 def import_nir(path: str | os.PathLike[str], choices: Choices | None = None) -> Imported:
@@ -84,6 +88,29 @@ def import_to_file(
         imported = import_nir(source, choices)
     save(imported.network, output)
     return imported
+
+
+def quantize_file(
+    path: str | os.PathLike[str],
+    data: str | None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibrate: int | None = None,
+    **settings: Any,
+) -> Quantization:
+    """Quantises the float network of a file on the first ``calibrate`` (1,000) samples of ``data``; writes ``output``.
+
+    ``data`` is a data set's name or ``x.npy[,y.npy]``, ``output`` by default ``NAME-integer.safetensors`` beside it,
+    ``settings`` are those of :func:`snnkit.quantization.quantize`.
+    """
+    path = Path(path)
+    net = load_file(path)
+    if data is None:
+        raise UsageError("a network file brings no calibration samples", "name them with --data NAME or x.npy[,y.npy]")
+    samples = first_samples(net, load_samples(net, data), CALIBRATION if calibrate is None else max(1, calibrate))
+    result = quantize(net, samples.x, samples.y, **settings)
+    target = path.with_name(f"{path.stem}-integer.safetensors") if output is None else Path(output)
+    return dataclasses.replace(result, path=save(result.network, target))
 
 
 def _shape(text: str) -> tuple[int, ...]:

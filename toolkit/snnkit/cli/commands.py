@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -197,7 +199,7 @@ def saliency(
 
 @command
 def quantize(
-    run: RunFolder,
+    run: Annotated[str, typer.Argument(metavar="RUN|FILE", help="a run directory, or the file of a float network")],
     weight_bits: Annotated[int, typer.Option("--weight-bits", metavar="N", help="2 to 8")] = 8,
     input_bits: Annotated[
         int | None, typer.Option("--input-bits", metavar="N", help="1 to 8; default 4, or 8 with --stem host")
@@ -211,20 +213,31 @@ def quantize(
     calibrate: Annotated[
         int | None, typer.Option("--calibrate", metavar="N", help="use N validation samples; default at most 1,000")
     ] = None,
+    data: Data = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="of a FILE: what to write")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Turns the trained student of a run into an integer network and says what it costs."""
+    """Turns the trained student of a run into an integer network and says what it costs.
+
+    A network file, as 'snnkit import' writes it, is calibrated on --data.
+    """
     from snnkit.pipeline import quantize_run
 
-    chosen: Any = stem  # checked there
-    result = quantize_run(
-        run,
-        weight_bits=weight_bits,
-        input_bits=input_bits,
-        per_channel=per_channel,
-        stem=chosen,
-        calibrate=calibrate,
-    )
+    chosen: dict[str, Any] = {"weight_bits": weight_bits, "input_bits": input_bits}
+    chosen |= {"per_channel": per_channel, "stem": stem, "calibrate": calibrate}  # checked there
+    if Path(run).is_file():
+        from snnkit.foreign import quantize_file
+
+        result = quantize_file(run, data, output, **chosen)
+        run = str(result.path)
+    elif data is not None or output is not None:
+        from snnkit.errors import UsageError
+
+        raise UsageError(f"--data and --output belong to a network file, and '{run}' is none", "leave them out")
+    else:
+        result = quantize_run(run, **chosen)
     if json:
         print_json({"file": str(result.path), **result.to_json()})
     else:
@@ -287,9 +300,18 @@ def export(
     from snnkit.pipeline import export_all
 
     written = export_all(net, target, output, option or ())
+    notes = []
+    if "nir" in written:
+        from snnkit.fidelity import nir_notes
+        from snnkit.pipeline import load
+
+        notes = nir_notes(load(net))
     if json:
-        print_json({"exports": {name: [str(path) for path in paths] for name, paths in written.items()}})
+        files = {name: [str(path) for path in paths] for name, paths in written.items()}
+        print_json({"exports": files, "notes": notes})
         return
+    for note in notes:
+        print(f"note: nir: {note}", file=sys.stderr)
     for name, paths in written.items():
         for path in paths:
             say(f"{name}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
