@@ -276,6 +276,17 @@ def test_thresholds_of_a_core_split_the_layer() -> None:
     assert layer(map_network(net(9), LOIHI2), "lif").cores == 1
 
 
+def test_synapse_formats_of_a_core() -> None:
+    """Each weight exponent is a format of its own."""
+    chip = changed(LOIHI1, "synapse_configurations", 2)
+    for count, expected in ((2, []), (3, [("lif", "synapse formats of a core", 3, 2)])):
+        read = [dataclasses.replace(affine(f"a{n}", "in", 3, 2), weight_exponent=1 + n) for n in range(count)]
+        names = [synapse.name for synapse in read]
+        net = network(*read, lif("lif", *names), affine("head", "lif", 2, 3), shape=(2,))
+        assert whats(map_network(net, chip)) == expected
+        assert map_network(net, LOIHI1).fits
+
+
 def test_graded_input_and_the_stem_on_the_host() -> None:
     nodes = (conv("c", "in", 3, 2), lif("first", "c"), conv("d", "first", 3, 3), lif("second", "d"))
     tail = convolutional((2, 3, 3), 4).nodes[-3:-1]
