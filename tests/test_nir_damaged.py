@@ -3,6 +3,7 @@
 import tempfile
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnkit.errors import NetworkError, SnnkitError
-from snnkit.interchange import nir_read
+from snnkit.errors import NetworkError, SnnkitError, UnsupportedError
+from snnkit.interchange import nir_file, nir_read
 from snnkit.interchange.nir_read import Choices
 from snnkit.network import quantize, verify
 from snnkit_exporters import nir as exporter
@@ -173,3 +174,25 @@ def test_texts_that_loop_in_the_library(tmp_path: Path) -> None:
     path = tmp_path / "damaged.nir"
     path.write_bytes(damaged)
     assert not readable(path)
+
+
+def test_small_files_that_ask_for_much(tmp_path: Path) -> None:
+    """Chains whose conversion would grow with the square, or the cube, of what the file holds."""
+
+    def chain(count: int, record: Callable[[int], dict[str, Any]], width: int = 2) -> Path:
+        names = ["input", *(f"n{index}" for index in range(count)), "fc", "output"]
+        records = [{"type": "Input", "shape": np.array([width])}, *map(record, range(count))]
+        records.append({"type": "Linear", "weight": np.ones((2, width), np.float32)})
+        records.append({"type": "Output", "shape": np.array([2])})
+        graph = nir_file.Graph(dict(zip(names, records, strict=True)), list(pairwise(names)))
+        return nir_file.write(graph, tmp_path / "chain.nir")
+
+    linear = {"type": "Linear", "weight": np.eye(2, dtype=np.float32)}
+    late = {"type": "Delay", "delay": np.full(2, 1e-4)}
+    with pytest.raises(NetworkError, match="holds 2003 nodes; 1000 are taken"):
+        nir_read.read(chain(2000, lambda index: linear), CHOICES)
+    with pytest.raises(UnsupportedError, match="needs more than 1000 nodes"):
+        nir_read.read(chain(200, lambda index: (late, linear)[index % 2]), CHOICES)
+    scale = {"type": "Scale", "scale": np.tile([1.0, 2.0], 1024)}
+    with pytest.raises(UnsupportedError, match="more weights than the file holds"):
+        nir_read.read(chain(100, lambda index: scale, width=2048), CHOICES)
