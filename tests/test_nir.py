@@ -238,6 +238,9 @@ def test_an_imported_network_goes_the_whole_way(tmp_path: Path, capsys: pytest.C
     net, integer = tmp_path / "net.safetensors", tmp_path / "net-integer.safetensors"
     choices = ["--reset", "zero", "--dt", "1e-4", "--timesteps", "4"]
     assert run(["import", str(tmp_path / "theirs.nir"), "-o", str(net), *choices]) == 0
+    assert f"next: snnkit quantize {net} --data x.npy" in capsys.readouterr().out
+    assert run(["quantize", str(tmp_path / "theirs.nir"), "--data", "x.npy"]) == 2
+    assert "is a NIR file" in capsys.readouterr().err
     assert run(["quantize", str(net)]) == 2
     assert "brings no calibration samples" in capsys.readouterr().err
     assert run(["quantize", str(net), "--data", str(tmp_path / "x.npy")]) == 0

@@ -104,6 +104,10 @@ def quantize_file(
     ``settings`` are those of :func:`snnkit.quantization.quantize`.
     """
     path = Path(path)
+    if path.suffix == ".nir":
+        raise UsageError(
+            f"'{path}' is a NIR file", f"make a network of it: snnkit import {path} -o {path.stem}.safetensors"
+        )
     net = load_file(path)
     if data is None:
         raise UsageError("a network file brings no calibration samples", "name them with --data NAME or x.npy[,y.npy]")

@@ -42,7 +42,8 @@ def show(
         f"{output}: {described['kind']} network of {len(described['nodes'])} nodes, {neurons} of them neurons, "
         f"{described['timesteps']} timesteps{exactly}"
     )
-    say(f"next: snnkit inspect {output}")
+    integer = described["kind"] == "integer"
+    say(f"next: snnkit {'inspect' if integer else 'quantize'} {output}{'' if integer else ' --data x.npy'}")
 
 
 def _expect(option: str, value: str, known: tuple[str, ...]) -> None:
