@@ -228,6 +228,14 @@ def test_routing_by_hand():
     assert not any(term.at_least for term in fitted.values())
 
 
+def test_messages_that_enter_a_mapped_chip():
+    """The toy net's 22 input spikes are packets, wherever its neurons lie; a host's come on top."""
+    routing = Routing(messages=0, hops=0, from_host=3)
+    terms = by_name(estimate(toy(), load_model("loihi1-sanafe"), routing=routing))
+    assert terms["spike messages that enter the chip"].joules == pytest.approx(25 * 111 * PJ)
+    assert terms["spike messages that enter the chip"].at_least
+
+
 def test_sanafe_prices_convolutions_apart():
     convolved = dataclasses.replace(made_up().nodes[2], name="c", kind="Conv2d", effective_acs=60)
     counts = dataclasses.replace(made_up(), nodes=(*made_up().nodes, convolved))

@@ -155,14 +155,23 @@ def run(net: Network, inputs: Array, target: str = "reference", **options: Any) 
     return plugin.run(net, inputs, checked)
 
 
-def require(net: Network, options: Mapping[str, BaseModel]) -> None:
-    """Raises unless every target, by its name and with its options, is available and takes the network."""
+def reasons_against(net: Network, options: Mapping[str, BaseModel]) -> dict[str, list[str]]:
+    """All reasons why each target, by its name and with its options, cannot take the network; raises if one is missing.
+
+    A target that is not installed is no answer, but an :class:`UnavailableError`.
+    """
     loaded = {name: plugins.target(name) for name in options}
     for name, plugin in loaded.items():
         if missing := plugin.available():
             sentence, _, remedy = missing.partition("; ")
             raise UnavailableError(f"target '{name}' is not available: {sentence}", remedy or "see 'snnkit doctor'")
-    reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, options[name])]
+    return {name: plugin.check(net, options[name]) for name, plugin in loaded.items()}
+
+
+def require(net: Network, options: Mapping[str, BaseModel]) -> None:
+    """Raises unless every target, by its name and with its options, is available and takes the network."""
+    against = reasons_against(net, options)
+    reasons = [f"{name}: {reason}" for name, found in against.items() for reason in found]
     if reasons:
         raise UnsupportedError("the network cannot be run", reasons, "leave out the target, or change the network")
 
@@ -250,22 +259,30 @@ def save_predictions(evaluation: Evaluation, path: PathLike) -> Path:
 # --- energy -----------------------------------------------------------------------------------------------------------
 
 
-def energy(net: Network, samples: Samples, models: Sequence[str]) -> "tuple[OpCounts, list[Energy]]":
+def energy(
+    net: Network, samples: Samples, models: Sequence[str], *, mapping: "ChipMapping | None" = None
+) -> "tuple[OpCounts, list[Energy]]":
     """Operations and modelled energy of an inference, from the spikes of the reference target.
 
-    A model with several precisions is given at each of them.
+    A model with several precisions is given at each of them. With a mapping, made with the same samples, the spikes
+    between cores are priced, too.
     """
     from snnkit.analysis.counts import count
-    from snnkit.analysis.energy import estimate, load_model
+    from snnkit.analysis.energy import Routing, estimate, load_model
 
     loaded = [load_model(name) for name in dict.fromkeys(models)]
     if not len(samples.x):
         raise NetworkError("energy needs at least one sample", "give more samples")
     trace = run(net, samples.x, "reference")
     counts = count(net, samples.x, trace)
-    depth = _depth(net)
+    depth, routing = _depth(net), None
+    if mapping is not None and (routed := mapping.routed) is not None:
+        packets = routed.within_core + routed.between_cores
+        routing = Routing(packets, routed.hops_east_west + routed.hops_north_south, routed.from_host)
     return counts, [
-        estimate(counts, model, precision=name, depth=depth) for model in loaded for name in model.precisions
+        estimate(counts, model, precision=name, depth=depth, routing=routing)
+        for model in loaded
+        for name in model.precisions
     ]
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from snnkit.errors import UsageError
 from snnkit.network import Network, Trace
+from snnkit.network.ranges import FRACTION_BITS
+
+FRACTION = 2.0**FRACTION_BITS
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class Side:
     v: float | None
     source: str
 
+    def line(self, threshold: float | None) -> str:
+        """In the unit of weights and thresholds, below which u and v have six fractional bits."""
+        if self.spike is None:
+            return f"  {self.target}: answers {self.v:g}"
+        what = "spikes" if self.spike else "does not spike"
+        if self.v is None:
+            return f"  {self.target}: {what}"
+        u = "" if self.u is None else f"u {self.u / FRACTION:.10g}, "
+        above = "" if threshold is None else f", threshold {threshold / FRACTION:.10g}"
+        return f"  {self.target}: {what}; {u}v {self.v / FRACTION:.10g}{above} ({self.source})"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -51,6 +65,15 @@ class Diagnosis:
     threshold: float | None
     sides: tuple[Side, Side]
     also: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The sides, then what is the likely cause, and why."""
+        known = self.cause != "unknown"
+        lines = [side.line(self.threshold) for side in self.sides]
+        lines.append(f"likely cause: {self.cause}: {f'{self.faulty} ' if known else ''}{self.explanation}")
+        if self.evidence:
+            lines.append(f"  {'that ' if known else ''}{self.evidence}")
+        return lines + [f"  fits as well: {other}" for other in self.also]
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Routing:
-    """What a mapping knows of the spikes' way, per inference: packets to cores, and hops between tiles."""
+    """What a mapping knows of the spikes' way, per inference: packets from core to core, and hops between tiles.
+
+    ``from_host``: packets of a stem that the host computes; those of an event input are not routed, but counted.
+    """
 
     messages: float
     hops: float
+    from_host: float = 0.0
 
 
 class _Add(Protocol):
@@ -164,6 +168,9 @@ def _add_routing(
         return
     if prices.spike_message is not None:
         add("spike messages, one a receiving core", "spike_message", routing.messages, grows=True)
+        events = sum(node.messages for node in counts.nodes if node.reads_input and node.place == "chip")
+        if entering := events / counts.samples + routing.from_host:
+            add("spike messages that enter the chip", "spike_message", entering, grows=True, at_least=True)
     if prices.spike_tile is not None:
         add("spike routing, within tiles", "spike_tile", routing.messages, grows=True)
     if prices.spike_hop is not None:

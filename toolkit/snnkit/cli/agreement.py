@@ -1,9 +1,7 @@
 """Where two targets part: the share of equal spikes per layer, both membranes at the first difference, the cause."""
 
-from snnkit.analysis.compare import Agreement, Diagnosis, Side
+from snnkit.analysis.compare import Agreement
 from snnkit.cli.output import number, print_table, say
-
-FRACTION = 64.0  # u and v have six fractional bits below the unit of weights and thresholds
 
 
 def print_details(agreement: Agreement) -> None:
@@ -15,31 +13,8 @@ def print_details(agreement: Agreement) -> None:
     columns = ["neurons", "same spikes", "different", "of neuron-steps"]
     print_table(f"{agreement.first} and {agreement.second}, spike by spike", columns, rows)
     if agreement.diagnosis is not None:
-        for line in describe(agreement.diagnosis):
+        for line in agreement.diagnosis.lines():
             say(line)
-
-
-def describe(diagnosis: Diagnosis) -> list[str]:
-    """The sides, then what is the likely cause, and why."""
-    limit = diagnosis.threshold
-    lines = [_side(side, limit) for side in diagnosis.sides]
-    who = f"{diagnosis.faulty} " if diagnosis.cause != "unknown" else ""
-    lines.append(f"likely cause: {diagnosis.cause}: {who}{diagnosis.explanation}")
-    if diagnosis.evidence:
-        lines.append(f"  that {diagnosis.evidence}" if diagnosis.cause != "unknown" else f"  {diagnosis.evidence}")
-    lines += [f"  fits as well: {other}" for other in diagnosis.also]
-    return lines
-
-
-def _side(side: Side, threshold: float | None) -> str:
-    if side.spike is None:
-        return f"  {side.target}: answers {side.v:g}"
-    what = "spikes" if side.spike else "does not spike"
-    if side.v is None:
-        return f"  {side.target}: {what}"
-    u = "" if side.u is None else f"u {side.u / FRACTION:.10g}, "
-    above = "" if threshold is None else f", threshold {threshold / FRACTION:.10g}"
-    return f"  {side.target}: {what}; {u}v {side.v / FRACTION:.10g}{above} ({side.source})"
 
 
 def _percent(share: float) -> str:

@@ -389,6 +389,9 @@ def energy(
     rate: Annotated[
         float | None, typer.Option("--rate", metavar="HZ", help="also the power at so many inferences a second")
     ] = None,
+    chip: Annotated[
+        str | None, typer.Option("--chip", "-c", help="price the spikes between the cores of this chip, too")
+    ] = None,
     data: Data = None,
     samples: Samples = None,
     json: Json = False,
@@ -396,7 +399,7 @@ def energy(
     """Counts operations and models the energy of an inference."""
     from snnkit.cli.energy import energy_command
 
-    energy_command(net, model, timesteps=timesteps, rate=rate, data=data, samples=samples, json=json)
+    energy_command(net, model, timesteps=timesteps, chip=chip, rate=rate, data=data, samples=samples, json=json)
 
 
 @command
@@ -451,6 +454,60 @@ def report(
     from snnkit.reporting import report as write
 
     show(write(run, samples=samples, models=model), json=json)
+
+
+@command
+def validate(
+    net: Net,
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", help="where it must run; several, and --against, must agree")
+    ] = ["reference"],  # noqa: B006
+    chip: Annotated[
+        list[str] | None, typer.Option("--chip", "-c", help="a chip that it must fit, by name or a YAML file")
+    ] = None,
+    chips: Annotated[int, typer.Option("--chips", metavar="N", min=1, help="a board of N chips")] = 1,
+    min_accuracy: Annotated[
+        float | None, typer.Option("--min-accuracy", metavar="PERCENT", help="the least accuracy on every target")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", metavar="POINTS", help="the most below the float student")
+    ] = None,
+    max_energy: Annotated[
+        str | None, typer.Option("--max-energy", metavar="ENERGY", help="the most an inference may cost, e.g. 1uJ")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="energy models that judge; default those of Loihi 1")
+    ] = None,
+    option: Options = None,
+    data: Data = None,
+    samples: Samples = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="FILE.npz", help="a recorded trace that must agree")
+    ] = None,
+    junit: Annotated[str | None, typer.Option("--junit", metavar="FILE.xml", help="write the gates for a CI")] = None,
+    json: Json = False,
+) -> None:
+    """Validates a network before it goes to hardware: exit code 0 if it passes all gates, 1 if not.
+
+    Check, run, compare, energy: the gates are that the targets take it and agree spike by spike, that it fits the
+    chips, and whatever limits are given. Of an energy model the upper end counts.
+    """
+    from snnkit.validation import Limits, parse_energy
+    from snnkit.validation import validate as judge
+
+    limits = Limits(min_accuracy, max_drop, None if max_energy is None else parse_energy(max_energy))
+    more: Any = {"data": data, "samples": samples, "against": against, "assignments": option or ()}
+    result = judge(net, target, limits=limits, chips=chip or (), chip_count=chips, models=model or (), **more)
+    if junit:
+        result.write_junit(junit)
+    if json:
+        print_json(result.to_json())
+    else:
+        from snnkit.cli.validate import print_validation
+
+        print_validation(result)
+    if not result.passed:
+        raise typer.Exit(1)
 
 
 @command

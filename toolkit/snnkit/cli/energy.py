@@ -12,6 +12,7 @@ def energy_command(
     model: list[str] | None,
     *,
     timesteps: bool,
+    chip: str | None,
     rate: float | None,
     data: str | None,
     samples: int | None,
@@ -20,7 +21,7 @@ def energy_command(
     """Counts and estimates of a network, printed; see :func:`snnkit.pipeline.energy`."""
     from snnkit.analysis.energy import list_models
     from snnkit.errors import UsageError
-    from snnkit.pipeline import energy, load, load_samples, write_energy
+    from snnkit.pipeline import check, energy, load, load_samples, write_energy
 
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise UsageError(f"{rate:g} inferences a second is no rate", "give a number above 0")
@@ -29,11 +30,12 @@ def energy_command(
     if timesteps:
         from snnkit.cli.timesteps import show
 
-        if rate is not None:
-            raise UsageError("--timesteps prints no power", "leave out --rate")
+        if rate is not None or chip is not None:
+            raise UsageError("--timesteps prints neither power nor routing", "leave out --rate and --chip")
         show(net, network, chosen, models, json=json)
         return
-    counts, estimates = energy(network, chosen, models)
+    mapping = None if chip is None else check(network, [chip], chosen)[0]
+    counts, estimates = energy(network, chosen, models, mapping=mapping)
     content = write_energy(net, counts, estimates, rate)
     if json:
         print_json(content)
