@@ -1,6 +1,9 @@
 """The report: what it says equals report.json, nothing in it is loaded or run, and a browser shows it well."""
 
+import base64
 import dataclasses
+import io
+import itertools
 import json
 import os
 import re
@@ -11,18 +14,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 import snnkit
 from snnkit import pipeline, records, reporting
-from snnkit.analysis.energy import format_energy
+from snnkit.analysis.energy import format_energy, format_range
+from snnkit.analysis.report import charts, png, svg
 from snnkit.analysis.report.content import Report
 from snnkit.analysis.report.page import count, render
 from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import RunFolderError
 from snnkit.network import load, predictions, save
 from snnkit.runs import Run
+from snnkit_targets import onnxruntime
 from tests import chromium
+from tests.networks import integer_networks, raw_inputs
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits.yaml"
 SMALL = ["train.epochs=6", "teacher.epochs=6", "teacher.channels=[8,8,8]", "student.channels=[8,8,8]"]
@@ -84,14 +95,14 @@ def key_numbers(data: dict[str, Any]) -> dict[str, str]:
     """What the page must say about the verdict that report.json holds."""
     verdict = data["verdict"]
     low, high = verdict["energies"]
-    chip = {True: "fits", False: "does not fit", None: "not checked"}
+    fitting = [chip["chip"] for chip in verdict["chips"] if chip["fits"]]
     return {
         "accuracy": f"{verdict['accuracy']['accuracy']:.2f} %",
         "drop_points": f"{verdict['drop_points']:.2f} points",
         "spikes": count(verdict["spikes"]),
         "energies": f"{format_energy(low['low'])} to {format_energy(high['high'])}",
         "identical": {True: "identical", False: "different", None: "not compared"}[verdict["identical"]],
-        "fits": chip[verdict["fits"]],
+        "fits": f"fits {', '.join(fitting)}" if fitting else "does not fit",
     }
 
 
@@ -109,11 +120,17 @@ def test_the_page_says_what_report_json_holds(trained: Path) -> None:
     for layer in data["layers"]:
         assert layer["name"] in page.text
         assert count(layer["effective_acs"]) in page.text
+    for node in data["quantization"]["nodes"]:
+        assert f"{100 * max(map(abs, node['v']['observed'])) / node['v']['limit']:.2f} %" in page.text
+    for chip in data["chips"]:
+        assert f"{chip['title']}: {'fits' if chip['fits'] else 'does not fit'}" in page.text
+        for violation in chip["violations"]:
+            assert violation["remedy"] in page.text
     for energy in data["energies"]:
         assert energy["source"].split(":")[0].split(",")[0] in page.text
         for term in energy["terms"]:
             assert term["source"] in page.text
-            assert format_energy(term["joules"]) in page.text
+            assert format_range(term["low"], term["high"]) in page.text
 
 
 def test_the_numbers_are_those_of_the_network(trained: Path) -> None:
@@ -148,6 +165,16 @@ def test_the_numbers_are_those_of_the_network(trained: Path) -> None:
             assert raster["fired"] == [row.nonzero()[0].tolist() for row in fired]
     assert data["verdict"]["identical"] is True
     assert {curve["phase"] for curve in data["curves"]} == {"teacher", "student"}
+    quantized = json.loads((trained / "quantization.json").read_text())
+    for shown, node in zip(data["quantization"]["nodes"], quantized["nodes"], strict=True):
+        assert (shown["name"], shown["overflows"], shown["v"]) == (node["name"], node["overflows"], node["v"])
+    assert data["verdict"]["drop_points"] == pytest.approx(quantized["paired"]["drop"])
+    assert data["verdict"]["drop_interval"] == quantized["paired"]["interval_95"]
+    assert {chip["name"]: chip["fits"] for chip in data["chips"]} == {
+        mapping.chip.name: mapping.fits for mapping in pipeline.check(net, ["loihi1", "loihi2"])
+    }
+    for chip in data["chips"]:
+        assert sum(layer["cores"] for layer in chip["layers"]) == len(chip["cores"])
     assert "--target onnxruntime" in "\n".join(data["reproduce"]["commands"])
 
 
@@ -230,7 +257,10 @@ def test_names_stay_text(hostile: Path) -> None:
 
 
 def test_what_is_not_there_is_named_with_its_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("evaluation.json", "metrics.jsonl", "environment.json", "report.html", "report.json"):
+    for name in (
+        *("evaluation.json", "metrics.jsonl", "environment.json", "quantization.json"),
+        *("report.html", "report.json"),
+    ):
         (folder / name).unlink()
     shutil.rmtree(folder / "undistilled")
     assert snnkit_command(["report", str(folder), "--samples", "50", "-m", "loihi1-davies2018", "--json"]) == 0
@@ -244,11 +274,13 @@ def test_what_is_not_there_is_named_with_its_command(folder: Path, capsys: pytes
     for missing in data["missing"]:
         assert missing["why"] in text
         assert missing["command"] in text
-    assert {"accuracy", "saliency", "training"} <= {missing["section"] for missing in data["missing"]}
+    assert {"accuracy", "saliency", "training", "quantisation"} <= {missing["section"] for missing in data["missing"]}
     assert "unknown" in Page(text).text
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "environment.json", "saliency.json"])
+@pytest.mark.parametrize(
+    "name", ["evaluation.json", "metrics.jsonl", "environment.json", "saliency.json", "quantization.json"]
+)
 @pytest.mark.parametrize("damage", ["[1]\n", '{"phase": 3, "rows": 7}\n', "nonsense\n", '{"targets": [{}]}\n'])
 def test_damaged_files_are_named_and_nothing_is_written(folder: Path, name: str, damage: str) -> None:
     (folder / name).write_text(damage)
@@ -288,6 +320,110 @@ def test_another_network_has_no_results(folder: Path) -> None:
     written = reporting.report(folder, samples=20)
     assert written.report.verdict.targets == ("reference",)
     assert written.report.verdict.identical is None
+    assert written.report.quantization is not None  # thresholds are the same
+    changed = [
+        dataclasses.replace(node, v_threshold=node.v_threshold + 1) if node is net.neurons[0] else node
+        for node in net.nodes
+    ]
+    save(dataclasses.replace(net, nodes=tuple(changed)), folder / "network.safetensors")
+    assert reporting.report(folder, samples=20).report.quantization is None
+
+
+def test_targets_that_differ_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = onnxruntime.run
+
+    def faulty(*arguments: Any) -> Any:
+        trace = honest(*arguments)
+        rasters = {name: raster.copy() for name, raster in trace.rasters.items()}
+        rasters["stages.1.neuron"][1, 3, 0, 0, 0] ^= True
+        return dataclasses.replace(trace, rasters=rasters)
+
+    monkeypatch.setattr(onnxruntime, "run", faulty)
+    assert snnkit_command(["run", str(folder), "-t", "reference", "-t", "onnxruntime"]) == 1
+    report = reporting.report(folder, samples=20).report
+    assert report.verdict.identical is False
+    assert "reference and onnxruntime do not agree" in report.verdict.sentence
+    text = " ".join(Page((folder / "report.html").read_text()).text.split())
+    assert (
+        "1 spikes and the readouts of 0 of 360 samples differ; first at timestep 1, stages.1.neuron, sample 3" in text
+    )
+    assert Page((folder / "report.html").read_text()).keys["identical"] == "different"
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20)),
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+)
+def test_pictures_are_read_by_others(grey: np.ndarray, colour: np.ndarray) -> None:
+    for pixels in (grey, colour):
+        with Image.open(io.BytesIO(png.encode(pixels))) as found:
+            np.testing.assert_array_equal(np.asarray(found), pixels)
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (np.array([[[0.0, 1.0], [0.5, 0.2]]], np.float32), [[0, 255], [128, 51]]),
+        (np.array([0.0, 0.4, 1.0], np.float32), [[0, 102, 255]]),
+        (np.array([[[[0, 1]], [[0, 0]]], [[[0, 1]], [[0, 2]]]], np.uint8), [[0, 255]]),  # 2 steps, 2 polarities
+        (np.zeros((2, 3), np.uint8), [[0, 0, 0]]),
+        (np.array([[[1.0]], [[0.0]], [[0.2]]], np.float32), [[[255, 0, 51]]]),
+    ],
+)
+def test_samples_as_pictures(sample: np.ndarray, expected: list[Any]) -> None:
+    content = base64.b64decode(png.picture(sample).removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(content)) as found:
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@given(st.floats(1e-14, 1e12), st.floats(1e-6, 1e6), st.booleans())
+def test_scales_hold_their_values(low: float, factor: float, log: bool) -> None:
+    values = [low, low * (1 + factor)]
+    scale = svg.Scale.over(values, log=log)
+    assert all(-1e-9 <= scale(value) <= 1 + 1e-9 for value in values)
+    ticks = scale.ticks()
+    assert 1 <= len(ticks) <= 12
+    assert ticks == sorted(ticks)
+    assert all(-1e-6 <= scale(tick) <= 1 + 1e-6 for tick in ticks)
+
+
+def test_a_scale_of_one_value() -> None:
+    assert 0 < svg.Scale.over([0.0])(0.0) < 1
+    assert 0 < svg.Scale.over([97.5])(97.5) < 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_neighbours_are_joined_without_loss(fired: list[bool]) -> None:
+    runs = charts._runs([index for index, spike in enumerate(fired) if spike])
+    drawn = [index for start, end in runs for index in range(start, end)]
+    assert drawn == [index for index, spike in enumerate(fired) if spike]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(runs))
+
+
+def test_text_in_drawings_is_escaped() -> None:
+    drawn = charts.raster("<b>&\"'", [charts.Strip("<i>", 3, [[0, 1], []])])
+    assert "<b>" not in drawn
+    assert "<i>" not in drawn
+    assert drawn.count("&lt;i&gt;") == 1
+
+
+@pytest.mark.parametrize("strategy", ["direct", "events"])
+def test_networks_of_any_kind_have_a_page(folder: Path, strategy: str) -> None:
+    """Networks that no training gave: events, sums of branches, counting readouts."""
+    from hypothesis import find
+
+    net = find(integer_networks(), lambda n: n.input.encoding == strategy)
+    x, y = raw_inputs(net, samples=4), np.array([0, 1, 2, 3])
+    rows = pipeline.over_timesteps(net, pipeline.Samples(x, y, "random"), ["loihi1-davies2018"])
+    run, config = Run(folder), snnkit.load_config(EXAMPLE)
+    made = reporting._gather(run, net, pipeline.Samples(x, y, "random"), rows, ["loihi1"])
+    page = Page(render(made))
+    assert made.verdict.sentence in page.text
+    assert made.facts.classes == ("0", "1", "2", "3")
+    assert config.name in page.text
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

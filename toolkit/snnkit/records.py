@@ -87,6 +87,8 @@ def write(
         targets[found.target] = found if kept is None or kept.samples <= found.samples else kept
     pairs = {(one.first, one.second): one for one in before.agreements}
     for agreement in agreements:
+        if agreement.not_compared:  # says less than it seems
+            continue
         pair = _agreement(agreement, results[0].trace.samples)
         known = pairs.get((pair.first, pair.second))
         pairs[pair.first, pair.second] = pair if known is None or known.samples <= pair.samples else known
@@ -114,7 +116,6 @@ def _evaluated(result: Evaluation) -> Evaluated:
 
 
 def _agreement(found: Compared, samples: int) -> Agreement:
-    first = found.divergence
     return Agreement(
         first=found.first,
         second=found.second,
@@ -122,7 +123,13 @@ def _agreement(found: Compared, samples: int) -> Agreement:
         identical=found.identical,
         spike_mismatches=sum(found.spike_mismatches.values()),
         readout_mismatches=found.readout_mismatches,
-        where=""
-        if first is None
-        else f"timestep {first.timestep}, {first.node}, sample {first.sample}, neuron {first.neuron}",
+        where=_where(found),
     )
+
+
+def _where(found: Compared) -> str:
+    first, why = found.divergence, found.diagnosis
+    if first is None:
+        return ""
+    place = f"timestep {first.timestep}, {first.node}, sample {first.sample}, neuron {first.neuron}"
+    return place if why is None else f"{place}; likely cause: {why.cause} ({why.explanation})"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from snnkit import __version__, pipeline, records
 from snnkit.analysis.accuracy import Accuracy
+from snnkit.analysis.chips import list_chips
 from snnkit.analysis.counts import fan_out
 from snnkit.analysis.energy import list_models
 from snnkit.analysis.report import content, history, parts
@@ -24,6 +25,7 @@ from snnkit.runs import environment as this_environment
 
 BUDGET = 2e11  # dense operations of the default number of samples: about a minute of a CPU
 LEAST = 100  # samples that are run in any case
+ROUTED = 100  # samples whose spikes are sent between cores
 SHOWN, DRAWN = 3, 240  # samples whose spikes are drawn, and neurons of a layer
 
 
@@ -36,19 +38,27 @@ class Written:
     data: Path
 
 
-def report(path: PathLike, *, samples: int | None = None, models: Sequence[str] | None = None) -> Written:
+def report(
+    path: PathLike,
+    *,
+    samples: int | None = None,
+    models: Sequence[str] | None = None,
+    chips: Sequence[str] | None = None,
+) -> Written:
     """Writes report.html and report.json into the run directory ``path``.
 
     The reference target runs the first ``samples`` test samples, by default all of them or as many as about a minute
-    allows, for operations, energies by ``models`` (default all), fewer timesteps and spike rasters. Everything else
-    is read; what an optional file should tell and does not is left out, with the command that adds it.
+    allows, for operations, energies by ``models``, fewer timesteps and spike rasters; an integer network is mapped on
+    ``chips`` (models and chips: by name or file, default all). Everything else is read; what is not there is left
+    out, with the command that adds it.
     """
     run = Run.open(path)
     net = pipeline.load(run.path)
     chosen = pipeline.load_samples(net, count=samples)
     if samples is None:
         chosen = pipeline.first_samples(net, chosen, _affordable(net))
-    made = _gather(run, net, chosen, pipeline.over_timesteps(net, chosen, models or list_models()))
+    rows = pipeline.over_timesteps(net, chosen, models or list_models())
+    made = _gather(run, net, chosen, rows, list_chips() if chips is None else chips)
     page = render(made).encode("utf-8", "replace")
     return Written(made, write_atomically(run.report, page), run.write_json(run.report_data, made.to_json()))
 
@@ -59,14 +69,19 @@ def _affordable(net: Network) -> int:
     return max(LEAST, int(BUDGET / (dense * net.timesteps)))
 
 
-def _gather(run: Run, net: Network, chosen: Samples, rows: Sequence[AtTimesteps]) -> content.Report:
-    config, record, tests = load_config(run.config), records.read(run), history.tests(run)
+def _gather(
+    run: Run, net: Network, chosen: Samples, rows: Sequence[AtTimesteps], chips: Sequence[str]
+) -> content.Report:
+    config, record, quantization = load_config(run.config), records.read(run), history.quantization(run, net)
     facts = parts.facts(net, rows[-1])
     steps = tuple(map(parts.step, rows))
     few = pipeline.first_samples(net, chosen, SHOWN)
     trace = pipeline.run(net, few.x, "reference", record="raster")
-    results = _results(run, config, record, tests, rows[-1].accuracy)
+    results = _results(run, config, record, quantization, rows[-1].accuracy)
     agreements = () if record is None else record.agreements
+    routed = pipeline.first_samples(net, chosen, ROUTED)
+    mappings = pipeline.check(net, chips, routed) if facts.kind == "integer" else []
+    mapped = tuple(parts.chip(mapping, min(ROUTED, facts.samples)) for mapping in mappings)
     saliency, curves = history.saliency(run), history.curves(run)
     return content.Report(
         name=config.name,
@@ -74,7 +89,7 @@ def _gather(run: Run, net: Network, chosen: Samples, rows: Sequence[AtTimesteps]
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         snnkit=__version__,
         facts=facts,
-        verdict=conclude(facts, results, agreements, steps, None),
+        verdict=conclude(facts, results, agreements, steps, quantization, mapped),
         results=results,
         agreements=agreements,
         timesteps=steps,
@@ -82,17 +97,26 @@ def _gather(run: Run, net: Network, chosen: Samples, rows: Sequence[AtTimesteps]
         energies=tuple(parts.energy(energy) for energy in rows[-1].energies),
         samples=parts.samples(net, few.x, few.y, trace, range(trace.samples), DRAWN),
         curves=curves,
-        chip=None,
+        quantization=quantization,
+        chips=mapped,
         saliency=saliency,
-        missing=_missing(run, agreements, saliency, curves),
+        missing=_missing(run, facts, agreements, quantization, saliency, curves),
         reproduce=_reproduce(run, net, config, record),
     )
 
 
 def _results(
-    run: Run, config: DistillConfig, record: Record | None, tests: dict[str, Accuracy], own: Accuracy | None
+    run: Run,
+    config: DistillConfig,
+    record: Record | None,
+    quantization: content.Quantization | None,
+    own: Accuracy | None,
 ) -> tuple[content.Result, ...]:
-    """Teacher and float students as their runs tested them, then the network on every target that ran it."""
+    """Teacher and float students as their runs tested them, then the network on every target that ran it.
+
+    Of several runs of the reference, the one over the most samples counts.
+    """
+    tests = history.tests(run)
     distilled = "student, distilled" if config.losses.distilled else "student"
     plain = run.path / "undistilled"
     found: list[tuple[content.Role, str, Accuracy | None]] = [("teacher", "teacher (ANN)", tests.get("teacher"))]
@@ -105,9 +129,8 @@ def _results(
         if accuracy is not None
     ]
     targets = {one.target: one.accuracy for one in record.targets} if record else {}
-    mine = None if own is None else content.Accuracy.of(own)
-    kept = targets.get("reference")
-    targets["reference"] = kept if kept and (mine is None or kept.samples > mine.samples) else mine
+    known = [targets.get("reference"), quantization and quantization.test, own and content.Accuracy.of(own)]
+    targets["reference"] = max((one for one in known if one), key=lambda one: one.samples, default=None)
     for target in sorted(targets, key=lambda name: name != "reference"):
         network = f"{distilled}, integer"
         results.append(content.Result(role="network", network=network, runs_on=target, accuracy=targets[target]))
@@ -120,7 +143,9 @@ def _results(
 
 def _missing(
     run: Run,
+    facts: content.Facts,
     agreements: Sequence[content.Agreement],
+    quantization: content.Quantization | None,
     saliency: content.Saliency | None,
     curves: Sequence[content.Curve],
 ) -> tuple[content.Missing, ...]:
@@ -131,6 +156,18 @@ def _missing(
             bool(agreements),
             "Only one target ran the network; compare several:",
             f"snnkit run {folder} --target reference --target onnxruntime",
+        ),
+        (
+            "quantisation",
+            quantization is not None,
+            "Ranges and saturation of this network were not recorded; quantising again adds them:",
+            f"snnkit quantize {folder}",
+        ),
+        (
+            "chip",
+            facts.kind == "integer",
+            "A float network has no place on a chip; quantise it:",
+            f"snnkit quantize {folder}",
         ),
         (
             "saliency",

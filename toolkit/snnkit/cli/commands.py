@@ -443,6 +443,9 @@ def report(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="an energy model by name or a YAML file; default all")
     ] = None,
+    chip: Annotated[
+        list[str] | None, typer.Option("--chip", "-c", help="a chip by name or a YAML file; default all")
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", metavar="N", help="run the first N test samples; default what a minute allows"),
@@ -453,7 +456,7 @@ def report(
     from snnkit.cli.report import show
     from snnkit.reporting import report as write
 
-    show(write(run, samples=samples, models=model), json=json)
+    show(write(run, samples=samples, models=model, chips=chip), json=json)
 
 
 @command

@@ -3,6 +3,8 @@
 Their ``viewBox`` is WIDTH units wide, about a phone, so that text keeps its size.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -121,3 +123,37 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((index, index + 1))
     return runs
+
+
+@dataclass(frozen=True)
+class Square:
+    """A core that is used: the tile that it is in, its place there, its text, its share of use and a tooltip."""
+
+    row: int
+    column: int
+    place: int
+    text: str
+    use: float
+    tooltip: str
+
+
+def mesh(title: str, rows: int, columns: int, per_tile: int, used: Sequence[Square]) -> Markup:
+    """A chip: tiles of cores, the used ones the darker the fuller; above a use of 1 in the colour of a fault."""
+    across = math.ceil(math.sqrt(per_tile))
+    gap, tile = 4.0, min(48.0, WIDTH / columns)
+    core = (tile - gap) / across
+    parts = []
+    for row, column, place in itertools.product(range(rows), range(columns), range(per_tile)):
+        x, y = column * tile + place % across * core, row * tile + place // across * core
+        parts.append(tag("rect", class_="track", x=x, y=y, width=core - 1, height=core - 1, rx=1.5))
+    for one in used:
+        x, y = one.column * tile + one.place % across * core, one.row * tile + one.place // across * core
+        colour, opacity = ("c6", 1.0) if one.use > 1 else ("c0", 0.25 + 0.75 * one.use)
+        size = {"x": x, "y": y, "width": core - 1, "height": core - 1, "rx": 1.5}
+        name = tag("title", one.tooltip)
+        parts.append(tag("rect", name, class_=colour, **size, fill_opacity=opacity))
+        parts.append(tag("rect", class_=f"s{colour[1]} frame", **size))
+        if core > 12:
+            middle = {"x": x + (core - 1) / 2, "y": y + (core - 1) / 2 + 4}
+            parts.append(tag("text", one.text, class_="on" if opacity > 0.6 else "ink", **middle, text_anchor="middle"))
+    return figure(title, *parts, height=rows * tile)

@@ -227,12 +227,130 @@ class Facts(Part):
     samples: int
 
 
+class Extent(Part):
+    """Lowest and highest value of a sum, a current or a membrane: the ``worst`` case, and on calibration samples."""
+
+    limit: int
+    worst: tuple[int, int]
+    observed: tuple[int, int] | None
+
+
+class QuantizedNode(Part):
+    """A layer of neurons before and after; scale and threshold as lowest and highest of its channels.
+
+    ``overflows``: updates on the calibration samples whose current wrapped or whose membrane saturated.
+    """
+
+    name: str
+    weight_bits: int
+    scale: tuple[float, float]
+    v_threshold: tuple[int, int]
+    rate_float: float
+    rate_integer: float
+    overflows: int
+    sum: Extent
+    u: Extent
+    v: Extent
+
+
+class Paired(Part):
+    """The integer network against the student, the same samples: points lost with their interval, and predictions."""
+
+    samples: int
+    drop: float
+    interval_95: tuple[float, float]
+    lost: int
+    gained: int
+    changed: int
+
+
+class Quantization(Part):
+    """What 'snnkit quantize' saw on its calibration samples, and ``test`` and ``paired`` on the test split."""
+
+    weight_bits: int
+    input_bits: int
+    per_channel: bool
+    stem: str
+    calibration_samples: int
+    test: Accuracy | None
+    paired: Paired | None
+    notes: tuple[str, ...]
+    nodes: tuple[QuantizedNode, ...]
+
+
+class Core(Part):
+    """A core that is used, by the layer with index ``layer``; ``use`` is the share of its fullest resource."""
+
+    core: int
+    chip: int
+    row: int
+    column: int
+    layer: int
+    use: float
+
+
+class ChipLayer(Part):
+    """A layer on its cores; the figures are those of the fullest one, and ``fullest`` its most used resource."""
+
+    name: str
+    kind: str
+    first_core: int
+    cores: int
+    neurons: int
+    axons_in: int
+    axons_out: int
+    memory_words: int
+    fullest: str
+    use: float
+
+
+class Violation(Part):
+    """A limit of the chip that is not kept, who says so and what to change."""
+
+    layer: str
+    what: str
+    value: float
+    limit: float
+    source: str
+    remedy: str
+
+
 class Chip(Part):
-    """Whether the network fits a chip, and how it lies on its cores."""
+    """Whether the network fits a chip and how it lies on its cores, ``rows`` x ``columns`` tiles of ``per_tile``.
+
+    ``between_cores`` are spikes of an inference. Steps are those of a pipelined chip.
+    """
 
     name: str
     title: str
-    violations: tuple[str, ...]
+    approximate: bool
+    fits: bool
+    chips: int
+    available: int
+    rows: int
+    columns: int
+    per_tile: int
+    cores: tuple[Core, ...]
+    layers: tuple[ChipLayer, ...]
+    violations: tuple[Violation, ...]
+    warnings: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    first_steps: int
+    next_steps: int
+    first_seconds: float | None
+    throughput: float | None
+    between_cores: float | None
+    samples: int
+
+
+class Fit(Part):
+    """Whether it fits one chip, and how many reasons there are why not."""
+
+    chip: str
+    title: str
+    fits: bool
+    reasons: int
+    cores: int
 
 
 class Verdict(Part):
@@ -241,13 +359,13 @@ class Verdict(Part):
     sentence: str
     accuracy: Accuracy | None
     drop_points: float | None
+    drop_interval: tuple[float, float] | None
     float_accuracy: Accuracy | None
     spikes: float
     energies: tuple[Total, ...]
     identical: bool | None
     targets: tuple[str, ...]
-    fits: bool | None
-    chip: str | None
+    chips: tuple[Fit, ...]
 
 
 class Missing(Part):
@@ -288,7 +406,8 @@ class Report(Part):
     energies: tuple[Energy, ...]
     samples: tuple[Sample, ...]
     curves: tuple[Curve, ...]
-    chip: Chip | None
+    quantization: Quantization | None
+    chips: tuple[Chip, ...]
     saliency: Saliency | None
     missing: tuple[Missing, ...]
     reproduce: Reproduce

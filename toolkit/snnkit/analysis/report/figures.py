@@ -9,6 +9,16 @@ from snnkit.analysis.report import charts, content, svg
 from snnkit.analysis.report.verdict import compared
 
 MOST_LINES = svg.COLOURS
+GROUPS = (  # terms drawn in one colour, by how their operations begin; the last takes the rest
+    ("synaptic events", 0, ("synaptic",)),
+    ("multiply-accumulates of graded input", 1, ("graded",)),
+    ("neuron state and updates", 3, ("state", "update", "neuron")),
+    ("memory accesses", 4, ("memory",)),
+    ("spike routing", 5, ("spike",)),
+    ("static power", 7, ("static",)),
+    ("other", 2, ("",)),
+)
+MOST_CHIPS = 4  # that are drawn
 
 
 class Figures:
@@ -23,8 +33,6 @@ class Figures:
         joules += [end for b in self.baselines for end in (b.low, b.high) if end > 0]
         self.energy_scale = svg.Scale.over(joules or [1e-9], log=True)
         self.compared = tuple(compared(report.facts, report.timesteps[-1].energies))
-        operations = dict.fromkeys(t.name for e in report.energies for t in e.terms)
-        self.term_colours = {name: index % svg.COLOURS for index, name in enumerate(operations)}
         self.most_operations = max((layer.effective_acs + layer.effective_macs for layer in report.layers), default=0)
 
     # cells
@@ -61,7 +69,18 @@ class Figures:
 
     def terms(self, energy: content.Energy) -> Markup:
         whole = energy.joules or 1.0
-        return svg.stack([(term.joules / whole, self.term_colours[term.name]) for term in energy.terms])
+        parts = sorted((self.colour(term), term.joules / whole) for term in energy.terms)
+        return svg.stack([(share, colour) for colour, share in parts])
+
+    @staticmethod
+    def colour(term: content.Term) -> int:
+        """That of the group that the term's operation belongs to."""
+        return next(colour for _, colour, known in GROUPS if term.operation.startswith(known))
+
+    def groups(self) -> list[tuple[str, int]]:
+        """The groups of which some model has a term, with their colours."""
+        found = {self.colour(term) for energy in self.report.energies for term in energy.terms}
+        return [(name, colour) for name, colour, _ in GROUPS if colour in found]
 
     # charts
 
@@ -131,11 +150,48 @@ class Figures:
             drawn.append((head, series, picture))
         return drawn
 
+    def meshes(self, chip: content.Chip) -> list[Markup]:
+        """The first chips that the network takes, core by core."""
+        drawn = []
+        for number in range(min(chip.chips, MOST_CHIPS)):
+            squares = [
+                charts.Square(
+                    row=core.row,
+                    column=core.column,
+                    place=core.core % chip.per_tile,
+                    text=str(core.layer + 1),
+                    use=core.use,
+                    tooltip=f"core {core.core}: {chip.layers[core.layer].name}, {100 * core.use:.1f} % used",
+                )
+                for core in chip.cores
+                if core.chip == number
+            ]
+            which = f"chip {number + 1} of {chip.chips}, " if chip.chips > 1 else ""
+            title = f"Cores of {chip.title}: {which}{len(squares)} of {chip.rows * chip.columns * chip.per_tile} used"
+            drawn.append(charts.mesh(title, chip.rows, chip.columns, chip.per_tile, squares))
+        return drawn
+
+    def use(self, layer: content.ChipLayer) -> Markup:
+        return svg.bar(layer.use, 6 if layer.use > 1 else 0)
+
+    def extent(self, extent: content.Extent) -> Markup:
+        """In bits, so that a step of the scale is a doubling: what was observed, on what could be."""
+        limit = math.log2(1 + extent.limit)
+        worst, observed = (
+            math.log2(1 + max(map(abs, pair or (0,)))) / limit for pair in (extent.worst, extent.observed)
+        )
+        return svg.stack([(observed, 0), (max(0.0, worst - observed), 2), (max(0.0, 1 - max(worst, observed)), None)])
+
+    @staticmethod
+    def share(extent: content.Extent, pair: tuple[int, int] | None) -> str:
+        """The largest magnitude as a share of the limit."""
+        return "unknown" if pair is None else f"{100 * max(map(abs, pair)) / extent.limit:.2f} %"
+
     def raster(self, sample: content.Sample) -> Markup:
         strips = [
             charts.Strip(
-                f"{one.node}: {one.spikes:,} spikes of {one.neurons:,} neurons"
-                + (f", 1 in {one.stride} shown" if one.stride > 1 else ""),
+                f"{_short(one.node)}: {one.spikes:,} spikes of {one.neurons:,} neurons"
+                + (f" (1/{one.stride})" if one.stride > 1 else ""),
                 math.ceil(one.neurons / one.stride),
                 one.fired,
             )
@@ -154,6 +210,11 @@ class Figures:
             (names[i], sample.readouts[i], rank == 0, svg.bar((sample.readouts[i] - low) / reach))
             for rank, i in enumerate(order)
         ]
+
+
+def _short(name: str) -> str:
+    """At most 26 characters, those of its ends."""
+    return name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}"
 
 
 def _plain(value: float) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from snnkit.analysis.accuracy import Accuracy as Counted
 from snnkit.analysis.report import content, png
 from snnkit.errors import RunFolderError
+from snnkit.network import Network
 from snnkit.runs import Run
 
 Found = TypeVar("Found")
@@ -82,6 +84,42 @@ def saliency(run: Run) -> content.Saliency | None:
         return content.Saliency(samples=found["samples"], rows=tuple(rows), picture=embedded)
 
     return _reading(run.saliency, parse)
+
+
+def quantization(run: Run, net: Network) -> content.Quantization | None:
+    """quantization.json; None where it is missing, or tells of other thresholds than those of ``net``."""
+    if not run.quantization.is_file():
+        return None
+
+    def ends(value: Any) -> tuple[Any, Any]:
+        values = value if isinstance(value, list) else [value]
+        return min(values), max(values)
+
+    def parse() -> content.Quantization | None:
+        found = json.loads(run.quantization.read_text("utf-8"))
+        told = {node["name"]: node for node in found["nodes"]}
+        if told.keys() != {neuron.name for neuron in net.neurons}:
+            return None
+        if not all(np.array_equal(told[neuron.name]["v_threshold"], neuron.v_threshold) for neuron in net.neurons):
+            return None
+        fields = content.QuantizedNode.model_fields
+        nodes = [{key: value for key, value in node.items() if key in fields} for node in found["nodes"]]
+        for node in nodes:
+            node["scale"], node["v_threshold"] = ends(node["scale"]), ends(node["v_threshold"])
+        paired = found["paired"]
+        if paired is not None:
+            paired = {key: value for key, value in paired.items() if key in content.Paired.model_fields}
+        return content.Quantization.model_validate(
+            {
+                **{name: found[name] for name in ("weight_bits", "input_bits", "per_channel", "stem", "notes")},
+                "calibration_samples": found["calibration"]["samples"],
+                "test": found["test"].get("integer network"),
+                "paired": paired,
+                "nodes": nodes,
+            }
+        )
+
+    return _reading(run.quantization, parse)
 
 
 def environment(run: Run) -> dict[str, Any]:

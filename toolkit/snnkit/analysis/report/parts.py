@@ -9,6 +9,7 @@ import numpy as np
 
 from snnkit.analysis.counts import NodeCounts
 from snnkit.analysis.energy import Energy, Latency, Term
+from snnkit.analysis.mapping import LayerMapping, Mapping
 from snnkit.analysis.report import content, png
 from snnkit.analysis.timesteps import AtTimesteps
 from snnkit.network import Network, Trace, infer_shapes, predictions, verify
@@ -168,3 +169,52 @@ def samples(
             )
         )
     return tuple(found)
+
+
+def chip(found: Mapping, samples: int) -> content.Chip:
+    """A mapping; ``samples`` is from how many its spikes come."""
+    order = {layer.name: index for index, layer in enumerate(found.layers)}
+    mesh = found.chip.mesh
+    return content.Chip(
+        name=found.chip.name,
+        title=found.chip.title,
+        approximate=found.chip.approximate,
+        fits=found.fits,
+        chips=found.chips,
+        available=found.chip.cores.value * found.chips_allowed,
+        rows=mesh.rows,
+        columns=mesh.columns,
+        per_tile=mesh.cores_per_tile,
+        cores=tuple(
+            content.Core(
+                core=core.core,
+                chip=core.chip,
+                row=core.row,
+                column=core.column,
+                layer=order[next(iter(core.layers))],
+                use=max(core.utilisation.values(), default=0.0),
+            )
+            for core in found.cores
+        ),
+        layers=tuple(_chip_layer(layer) for layer in found.layers),
+        violations=tuple(content.Violation(**violation.to_json()) for violation in found.violations),
+        warnings=found.warnings,
+        unchecked=found.unchecked,
+        first_steps=found.latency_first.steps,
+        next_steps=found.latency_next.steps,
+        first_seconds=found.latency_first.seconds,
+        throughput=found.throughput,
+        between_cores=None if found.routed is None else found.routed.between_cores,
+        samples=samples,
+    )
+
+
+def _chip_layer(layer: LayerMapping) -> content.ChipLayer:
+    fullest = max(layer.utilisation, key=lambda name: layer.utilisation[name], default="")
+    names = ("name", "kind", "first_core", "cores", "axons_in", "axons_out", "memory_words")
+    return content.ChipLayer(
+        **{name: getattr(layer, name) for name in names},
+        neurons=layer.neurons_per_core,
+        fullest=fullest.replace("_", " "),
+        use=layer.utilisation.get(fullest, 0.0),
+    )

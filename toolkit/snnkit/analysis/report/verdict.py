@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from snnkit.analysis.energy import format_energy
 from snnkit.analysis.report import content
 
+SAME = 0.05  # points: of a student whose float sums round otherwise in batches of another size
+
 
 def conclude(
     facts: content.Facts,
     results: Sequence[content.Result],
     agreements: Sequence[content.Agreement],
     steps: Sequence[content.Step],
-    chip: content.Chip | None,
+    quantization: content.Quantization | None,
+    chips: Sequence[content.Chip],
 ) -> content.Verdict:
     """The verdict on the network on its targets; the drop is known where both accuracies are over as many samples."""
     own = [r.accuracy for r in results if r.role == "network" and r.accuracy]
@@ -19,6 +22,7 @@ def conclude(
     student = next((r.accuracy for r in results if r.role == "student"), None)
     comparable = accuracy and student and accuracy.samples == student.samples
     drop = student.accuracy - accuracy.accuracy if comparable and student and accuracy else None
+    paired = quantization.paired if quantization else None
     totals = compared(facts, steps[-1].energies)
     ends = (min(totals, key=lambda t: t.low), max(totals, key=lambda t: t.high))
     identical = all(agreement.identical for agreement in agreements) if agreements else None
@@ -26,7 +30,7 @@ def conclude(
     clauses = [
         _accuracy(facts, accuracy, drop),
         _identity(identical, targets),
-        _fit(chip),
+        _fit(chips),
         f"an inference takes {steps[-1].spikes:,.0f} spikes and a modelled {_range(ends)}",
     ]
     return content.Verdict(
@@ -34,12 +38,21 @@ def conclude(
         accuracy=accuracy,
         float_accuracy=student,
         drop_points=drop,
+        drop_interval=paired.interval_95 if paired and drop is not None and abs(paired.drop - drop) < SAME else None,
         spikes=steps[-1].spikes,
         energies=ends,
         identical=identical,
         targets=targets,
-        fits=None if chip is None else not chip.violations,
-        chip=None if chip is None else chip.title,
+        chips=tuple(
+            content.Fit(
+                chip=chip.name,
+                title=chip.title,
+                fits=chip.fits,
+                reasons=len(chip.violations),
+                cores=len(chip.cores),
+            )
+            for chip in chips
+        ),
     )
 
 
@@ -62,18 +75,24 @@ def _accuracy(facts: content.Facts, accuracy: content.Accuracy | None, drop: flo
 
 
 def _identity(identical: bool | None, targets: Sequence[str]) -> str:
-    named = " and ".join([", ".join(targets[:-1]), targets[-1]] if len(targets) > 1 else targets)
     if identical is None:
-        return f"it ran on {named or 'no target'} alone"
-    return f"{named} {'agree on every spike' if identical else 'do not agree'}"
+        return f"it ran on {_listed(targets) or 'no target'} alone"
+    return f"{_listed(targets)} {'agree on every spike' if identical else 'do not agree'}"
 
 
-def _fit(chip: content.Chip | None) -> str:
-    if chip is None:
+def _fit(chips: Sequence[content.Chip]) -> str:
+    if not chips:
         return "whether it fits a chip has not been checked"
-    if not chip.violations:
-        return f"it fits {chip.title}"
-    return f"it does not fit {chip.title} ({len(chip.violations)} reason{'s' * (len(chip.violations) > 1)})"
+    fitting, other = [c.name for c in chips if c.fits], [c.name for c in chips if not c.fits]
+    if not other:
+        return f"it fits {_listed(fitting)}"
+    reasons = sum(len(chip.violations) for chip in chips)
+    why = f"{_listed(other)} ({reasons} reason{'s' * (reasons > 1)})"
+    return f"it fits {_listed(fitting)} but not {why}" if fitting else f"it does not fit {why}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _range(ends: tuple[content.Total, content.Total]) -> str:
