@@ -14,6 +14,7 @@ from snnkit.analysis.energy import estimate, load_model
 from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import DataError, UsageError
 from snnkit.network import Network, predictions, quantize, save
+from snnkit.network.depth import latency
 from snnkit.pipeline import Samples, over_timesteps
 from snnkit.runs import Run
 from snnkit_targets import reference
@@ -36,7 +37,7 @@ def test_every_row_equals_a_run_of_its_own(net: Network) -> None:
         assert row.accuracy == Accuracy.of(predictions(trace), LABELS)
         assert row.counts == count(shorter, given_inputs, trace)
         assert row.counts.mean("spikes") == trace.spikes_per_inference
-        assert row.energies == (estimate(row.counts, load_model("loihi1-davies2018")),)
+        assert row.energies == (estimate(row.counts, load_model("loihi1-davies2018"), depth=latency(net)),)
 
 
 def test_a_trace_is_cut_only_where_its_steps_are_known() -> None:

@@ -5,6 +5,7 @@ Modules that need torch are imported where they are used, so that the rest stays
 
 import dataclasses
 import functools
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from snnkit.runs import Run
 
 if TYPE_CHECKING:
     from snnkit.analysis.counts import OpCounts
-    from snnkit.analysis.energy import Energy
+    from snnkit.analysis.energy import Energy, Routing
+    from snnkit.analysis.energy_models import EnergyModel
     from snnkit.analysis.mapping import Mapping as ChipMapping
     from snnkit.analysis.timesteps import AtTimesteps
 
@@ -265,23 +267,36 @@ def energy(
     """Operations and modelled energy of an inference, from the spikes of the reference target.
 
     A model with several precisions is given at each of them. With a mapping, made with the same samples, the spikes
-    between cores are priced, too.
+    between cores are priced, too. Memory does not grow with the number of samples.
     """
-    from snnkit.analysis.counts import count
-    from snnkit.analysis.energy import Routing, estimate, load_model
+    from snnkit.analysis.counts import Counter
+    from snnkit.analysis.energy import Routing, load_model
+    from snnkit_targets import reference
 
     loaded = [load_model(name) for name in dict.fromkeys(models)]
     if not len(samples.x):
         raise NetworkError("energy needs at least one sample", "give more samples")
-    trace = run(net, samples.x, "reference")
-    counts = count(net, samples.x, trace)
-    depth, routing = _depth(net), None
+    counter = Counter(net)
+    options = reference.Options(record="raster" if counter.needs_rasters else "counts")
+    stream = reference.stream(net, samples.x, options)
+    counts = functools.reduce(operator.add, (counter.count(inputs, trace) for inputs, trace in stream))
+    routing = None
     if mapping is not None and (routed := mapping.routed) is not None:
         packets = routed.within_core + routed.between_cores
         routing = Routing(packets, routed.hops_east_west + routed.hops_north_south, routed.from_host)
-    return counts, [
+    return counts, _estimates(net, counts, loaded, routing)
+
+
+def _estimates(
+    net: Network, counts: "OpCounts", models: "Sequence[EnergyModel]", routing: "Routing | None" = None
+) -> "list[Energy]":
+    """By each model, at each of its precisions."""
+    from snnkit.analysis.energy import estimate
+
+    depth = _depth(net)
+    return [
         estimate(counts, model, precision=name, depth=depth, routing=routing)
-        for model in loaded
+        for model in models
         for name in model.precisions
     ]
 
@@ -319,20 +334,20 @@ def over_timesteps(net: Network, samples: Samples, models: Sequence[str]) -> "li
     One pass of the reference target answers for all of them, in bounded memory. An event input is cut after its
     first frames; nothing is trained or quantised again.
     """
-    from snnkit.analysis.counts import count
-    from snnkit.analysis.energy import estimate, load_model
+    from snnkit.analysis.counts import Counter
+    from snnkit.analysis.energy import load_model
     from snnkit.analysis.timesteps import AtTimesteps
     from snnkit_targets import reference
 
     loaded = [load_model(name) for name in dict.fromkeys(models)]
     direct = net.input.encoding == "direct"
-    shorter = {t: dataclasses.replace(net, timesteps=t) for t in range(1, net.timesteps + 1)}
+    shorter = {t: Counter(dataclasses.replace(net, timesteps=t)) for t in range(1, net.timesteps + 1)}
     counts: dict[int, OpCounts] = {}
     predicted: dict[int, list[Array]] = {t: [] for t in shorter}
     for inputs, trace in reference.stream(net, samples.x, reference.Options(record="raster")):
-        for t, network in shorter.items():
+        for t, counter in shorter.items():
             stopped = trace.until(t)
-            counted = count(network, inputs if direct else inputs[:t], stopped)
+            counted = counter.count(inputs if direct else inputs[:t], stopped)
             counts[t] = counts[t] + counted if t in counts else counted
             predicted[t].append(predictions(stopped))
     return [
@@ -340,7 +355,7 @@ def over_timesteps(net: Network, samples: Samples, models: Sequence[str]) -> "li
             timesteps=t,
             accuracy=_accuracy(np.concatenate(predicted[t]), samples),
             counts=counts[t],
-            energies=tuple(estimate(counts[t], m, precision=name) for m in loaded for name in m.precisions),
+            energies=tuple(_estimates(net, counts[t], loaded)),
         )
         for t in shorter
     ]

@@ -167,38 +167,85 @@ def count(net: Network, inputs: Array, trace: Trace) -> OpCounts:
     not fit, or where delayed edges or pooling need the rasters that the trace lacks, and
     :class:`UnsupportedError` for a synapse that reads neither the input nor spikes.
     """
-    kind = verify(net)
-    shapes = infer_shapes(net)
-    sources = _Sources(net, inputs, trace, shapes)
-    on_host, samples = _on_host(net), trace.samples
-    nodes = []
-    for node in net.nodes:
-        place: Literal["chip", "host"] = "host" if node.name in on_host else "chip"
-        record = NodeCounts(name=node.name, kind=type(node).__name__, place=place)
-        match node:
-            case Synapse():
-                nodes.append(_count_synapse(node, record, sources, net.timesteps * samples))
-            case LIF():
-                nodes.append(_count_neurons(node, record, sources, shapes[node.name]))
-            case Readout(mode="membrane"):
-                updates, reached = math.prod(shapes[node.name]) * net.timesteps * samples, sources.reached(node)
-                nodes.append(
-                    dataclasses.replace(
-                        record, updates_inactive=updates, updates_reached=reached, state_additions=updates
+    return Counter(net).count(inputs, trace)
+
+
+class Counter:
+    """Counts the runs of one network, such as the pieces of a stream, whose counts are added.
+
+    What does not depend on a run is computed once: the fan-out of every position, sizes, places.
+    """
+
+    def __init__(self, net: Network) -> None:
+        self.net, self.kind, self.shapes = net, verify(net), infer_shapes(net)
+        self.on_host = _on_host(net)
+        self.leaving, self.dense = {}, {}
+        for synapse in net.synapses:
+            shape = self.shapes[synapse.inputs[0].source]
+            self.leaving[synapse.name] = fan_out(synapse, shape)
+            self.dense[synapse.name] = int(fan_out(synapse, shape, dense=True).sum())
+        weights = [synapse.weight for synapse in net.synapses]
+        self.nothing = OpCounts(
+            kind=self.kind,
+            samples=0,
+            timesteps=net.timesteps,
+            neurons=sum(math.prod(self.shapes[neuron.name]) for neuron in net.neurons),
+            ann_macs=sum(self.dense.values()),
+            parameters=_parameters(net),
+            footprint_bytes=_footprint(net, self.kind),
+            connection_sparsity=1.0 - sum(map(np.count_nonzero, weights)) / sum(array.size for array in weights),
+            nodes=(),
+        )
+
+    @property
+    def needs_rasters(self) -> bool:
+        """Whether some spikes pass a delay or a pooling, so that their times count."""
+        pooled = any(isinstance(node, AvgPool2d) for node in self.net.nodes)
+        return pooled or any(e.delay and isinstance(self.net[e.source], LIF) for n in self.net.nodes for e in n.inputs)
+
+    def count(self, inputs: Array, trace: Trace) -> OpCounts:
+        """The operations of one run; see :func:`count`."""
+        sources = _Sources(self.net, inputs, trace, self.shapes)
+        nodes = []
+        for node in self.net.nodes:
+            place: Literal["chip", "host"] = "host" if node.name in self.on_host else "chip"
+            record = NodeCounts(name=node.name, kind=type(node).__name__, place=place)
+            match node:
+                case Synapse():
+                    nodes.append(self._synapse(node, record, sources))
+                case LIF():
+                    nodes.append(_count_neurons(node, record, sources, self.shapes[node.name]))
+                case Readout(mode="membrane"):
+                    updates = math.prod(self.shapes[node.name]) * self.net.timesteps * trace.samples
+                    reached = sources.reached(node)
+                    nodes.append(
+                        dataclasses.replace(
+                            record, updates_inactive=updates, updates_reached=reached, state_additions=updates
+                        )
                     )
-                )
-    arrays = [synapse.weight for synapse in net.synapses]
-    return OpCounts(
-        kind=kind,
-        samples=samples,
-        timesteps=net.timesteps,
-        neurons=sum(math.prod(shapes[neuron.name]) for neuron in net.neurons),
-        ann_macs=sum(record.dense for record in nodes) // (net.timesteps * samples),
-        parameters=_parameters(net),
-        footprint_bytes=_footprint(net, kind),
-        connection_sparsity=1.0 - sum(map(np.count_nonzero, arrays)) / sum(array.size for array in arrays),
-        nodes=tuple(nodes),
-    )
+        return dataclasses.replace(self.nothing, samples=trace.samples, nodes=tuple(nodes))
+
+    def _synapse(self, node: Synapse, record: NodeCounts, sources: "_Sources") -> NodeCounts:
+        leaving = self.leaving[node.name].ravel()
+        acs = macs = acs_once = macs_once = messages = 0
+        for edge in node.inputs:
+            for signal in sources.arriving(edge):
+                operations, once = (int(np.vdot(times, leaving)) for times in (signal.active, signal.once))
+                if signal.graded:
+                    macs, macs_once = macs + operations, macs_once + once
+                else:
+                    acs, acs_once = acs + operations, acs_once + once
+                    messages += int(signal.active.sum())
+        return dataclasses.replace(
+            record,
+            effective_acs=acs,
+            effective_macs=macs,
+            acs_once=acs_once,
+            macs_once=macs_once,
+            dense=self.dense[node.name] * self.net.timesteps * sources.trace.samples,
+            reads_input=reads_input(self.net, node),
+            messages=messages,
+        )
 
 
 def fan_out(synapse: Synapse, shape: Shape, *, dense: bool = False) -> Array:
@@ -241,8 +288,17 @@ class _Sources:
                 f"{samples} inputs and a trace of {trace.samples} samples do not belong together",
                 "give the inputs that the trace was made from, at least one sample",
             )
+        self.sums: dict[str, Array] = {}
 
     def spikes(self, name: str) -> Array:
+        """How often each neuron of a node fired, int64 [*shape], over samples and timesteps."""
+        if name not in self.sums:
+            counts = self._spikes_per_neuron(name)
+            small = len(counts) * self.net.timesteps < 2**31
+            self.sums[name] = counts.sum(axis=0, dtype=np.int32 if small else np.int64).astype(np.int64)
+        return self.sums[name]
+
+    def _spikes_per_neuron(self, name: str) -> Array:
         counts = self.trace.spikes_per_neuron.get(name)
         expected = (self.trace.samples, *self.shapes[name])
         if counts is None or counts.shape != expected:
@@ -292,7 +348,7 @@ class _Sources:
         source = self.net[edge.source]
         match source:
             case LIF() if edge.delay == 0:
-                active = self.spikes(source.name).sum(axis=0, dtype=np.int64)
+                active = self.spikes(source.name)
                 yield _Signal(active, active, graded=False)
             case LIF() | Input() | AvgPool2d():
                 active, once = np.zeros((2, *self.shapes[source.name]), np.int64)
@@ -303,8 +359,7 @@ class _Sources:
                 yield _Signal(active, once, graded=_graded(source))
             case Flatten():
                 for inner in source.inputs:
-                    for signal in self.arriving(inner):
-                        yield _Signal(signal.active.ravel(), signal.once.ravel(), signal.graded)
+                    yield from self.arriving(inner)
             case _:
                 raise UnsupportedError(
                     "operations cannot be counted",
@@ -345,32 +400,8 @@ def _graded(source: Node) -> bool:
     return isinstance(source, AvgPool2d)
 
 
-def _count_synapse(node: Synapse, record: NodeCounts, sources: _Sources, passes: int) -> NodeCounts:
-    shape = sources.shapes[node.inputs[0].source]
-    leaving = fan_out(node, shape)
-    acs = macs = acs_once = macs_once = messages = 0
-    for edge in node.inputs:
-        for signal in sources.arriving(edge):
-            operations, once = int((signal.active * leaving).sum()), int((signal.once * leaving).sum())
-            if signal.graded:
-                macs, macs_once = macs + operations, macs_once + once
-            else:
-                acs, acs_once = acs + operations, acs_once + once
-                messages += int(signal.active.sum())
-    return dataclasses.replace(
-        record,
-        effective_acs=acs,
-        effective_macs=macs,
-        acs_once=acs_once,
-        macs_once=macs_once,
-        dense=int(fan_out(node, shape, dense=True).sum()) * passes,
-        reads_input=reads_input(sources.net, node),
-        messages=messages,
-    )
-
-
 def _count_neurons(node: LIF, record: NodeCounts, sources: _Sources, shape: Shape) -> NodeCounts:
-    spikes = int(sources.spikes(node.name).sum(dtype=np.int64))
+    spikes = int(sources.spikes(node.name).sum())
     passes = sources.net.timesteps * sources.trace.samples
     additions = multiplications = 0
     for decay in (node.voltage_decay, node.current_decay):
