@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from snnkit.errors import DataError, NetworkError, UnsupportedError
-from snnkit.network.inputs import encode_inputs
+from snnkit.network.inputs import nonzero_inputs
 from snnkit.network.ir import (
     DECAY_ONE,
     LIF,
@@ -281,8 +281,8 @@ class _Sources:
 
     def __init__(self, net: Network, inputs: Array, trace: Trace, shapes: dict[str, Shape]) -> None:
         self.net, self.trace, self.shapes = net, trace, shapes
-        self.encoded = encode_inputs(net, inputs)
-        samples = self.encoded.shape[0 if net.input.encoding == "direct" else 1]
+        self.present = nonzero_inputs(net, inputs)
+        samples = self.present.shape[0 if net.input.encoding == "direct" else 1]
         if samples != trace.samples or samples < 1:
             raise DataError(
                 f"{samples} inputs and a trace of {trace.samples} samples do not belong together",
@@ -328,9 +328,9 @@ class _Sources:
             source = self.net[edge.source]
             match source:
                 case Input(encoding="direct"):
-                    sent = np.broadcast_to(self.encoded.reshape(samples, -1).any(axis=1), (steps, samples))
+                    sent = np.broadcast_to(self.present.reshape(samples, -1).any(axis=1), (steps, samples))
                 case Input():
-                    sent = np.asarray(self.encoded.reshape(steps, samples, -1).any(axis=2))
+                    sent = np.asarray(self.present.reshape(steps, samples, -1).any(axis=2))
                 case LIF():
                     steps_of = self.trace.spikes_per_step.get(source.name)
                     if steps_of is None or steps_of.shape != arrival.shape:
@@ -372,9 +372,9 @@ class _Sources:
         source, steps = self.net[edge.source], max(0, self.net.timesteps - edge.delay)
         match source:
             case Input(encoding="direct"):
-                yield self.encoded, steps
+                yield self.present, steps
             case Input():
-                yield from ((frame, 1) for frame in self.encoded[:steps])
+                yield from ((frame, 1) for frame in self.present[:steps])
             case LIF():
                 if self.trace.rasters is None or source.name not in self.trace.rasters:
                     raise DataError(

@@ -1,5 +1,7 @@
 """Raw samples, checked against what a network takes and encoded: the way in for every target."""
 
+import numpy as np
+
 from snnkit.errors import DataError
 from snnkit.network.ir import Array, Network
 
@@ -10,6 +12,43 @@ def encode_inputs(net: Network, inputs: Array) -> Array:
     Direct encoding takes float [B, *shape] in 0..1 and gives [B, *shape], the same at every timestep; events
     take integers [T, B, *shape] and keep that shape. Raises :class:`DataError` for anything else.
     """
+    check_inputs(net, inputs)
+    return net.input.encode(inputs)
+
+
+def nonzero_inputs(net: Network, inputs: Array) -> Array:
+    """Where the encoded inputs are not zero, bool of the same shape, without encoding them; raises as it does."""
+    check_inputs(net, inputs)
+    if net.input.encoding == "events":
+        return np.asarray(inputs != 0)
+    largest = _largest_that_is_zero(net)
+    limit = inputs.dtype.type(largest)
+    if float(limit) > largest:  # a narrower type had to round
+        limit = np.nextafter(limit, inputs.dtype.type(-1))
+    return np.asarray(inputs > limit)
+
+
+def _largest_that_is_zero(net: Network) -> float:
+    """The largest float64 in 0..1 that a direct input encodes as zero, found by halving; -1 if there is none.
+
+    Encoding never falls as its argument grows, and the bits of floats from 0 are ordered as the floats are.
+    """
+    low, high = -1, int(np.float64(1).view(np.int64))
+
+    def value(bits: int) -> float:
+        return float(np.int64(bits).view(np.float64)) if bits >= 0 else -1.0
+
+    while low < high:
+        middle = (low + high + 1) // 2
+        if net.input.encode(np.array([value(middle)]))[0] == 0:
+            low = middle
+        else:
+            high = middle - 1
+    return value(low)
+
+
+def check_inputs(net: Network, inputs: Array) -> None:
+    """Raises :class:`DataError` where raw inputs are not what a network takes; see :func:`encode_inputs`."""
     entry = net.input
     shape = " x ".join(map(str, entry.shape))
     if entry.encoding == "direct":
@@ -37,4 +76,3 @@ def encode_inputs(net: Network, inputs: Array) -> Array:
             raise DataError(
                 f"events hold values outside 0..{2 ** max(1, entry.bits) - 1}", "binarise them, or use more input bits"
             )
-    return entry.encode(inputs)

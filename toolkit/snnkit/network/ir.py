@@ -70,9 +70,10 @@ class Input(Node):
         """Raw data, float [B, *shape] or integer events [T, B, *shape], as the float32 that enters the network."""
         if self.encoding == "events" or self.bits == 0:
             return x.astype(np.float32)
-        levels = np.rint(x.astype(np.float64) / self.scale) + self.zero_point
-        encoded: Array = np.clip(levels, 0, 2**self.bits - 1).astype(np.float32)
-        return encoded
+        levels: Array = np.divide(x, self.scale, dtype=np.float64)
+        np.rint(levels, out=levels)
+        levels += self.zero_point
+        return np.clip(levels, 0, 2**self.bits - 1, out=levels).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
