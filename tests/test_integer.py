@@ -1,16 +1,21 @@
 """The integer network in torch: the reference's spikes, sums and ranges exactly, and gradients that train it."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spikingjelly.activation_based import functional
 
-from snnkit.network import Network
+from snnkit.errors import NetworkError, UnsupportedError
+from snnkit.network import LIF, Affine, Edge, Input, Network, Readout, same
 from snnkit.network.ranges import STATE_LIMIT, worst_case
 from snnkit.quantization import observe
-from snnkit.training.integer import IntegerNetwork, key
+from snnkit.training.integer import IntegerNetwork, Neurons, key
+from snnkit.training.neurons import SURROGATES
 from snnkit_targets import reference
 from tests.networks import integer_networks, raw_inputs
+from tests.test_network import float_network
 
 ANY = st.one_of(integer_networks(), integer_networks(extreme=True))
 
@@ -56,3 +61,70 @@ def test_what_is_observed_lies_within_the_worst_case_and_says_where_the_referenc
     for name, ranges in observed.items():
         if ranges.sum.fits and ranges.u.high != STATE_LIMIT:  # which does not wrap yet
             assert (overflows[name] > 0) == (not (ranges.u.fits and ranges.v.fits))
+
+
+@given(integer_networks(), st.integers(0, 9))
+def test_what_is_trained_is_exported_as_it_is(net: Network, seed: int) -> None:
+    """Weights and biases anywhere between integers, as training leaves them."""
+    x = raw_inputs(net, 3, seed)
+    model = IntegerNetwork(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.clip()
+    rasters, readout = spikes_of(model, x)
+    exported = model.network()
+    assert not same(exported, net)
+    expected = reference.run(exported, x, reference.Options(record="raster"))
+    for name, raster in expected.rasters.items():
+        np.testing.assert_array_equal(rasters[name], raster, err_msg=name)
+    np.testing.assert_array_equal(readout, expected.readouts)
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("surrogate", list(SURROGATES))
+@pytest.mark.parametrize("decay", [0, 2048, 1365])
+def test_gradients_are_those_of_spikingjelly(decay: int, surrogate: str, reset: str) -> None:
+    """In float units, up to what the fixed point truncates; the current is static in the second case."""
+    scale = 5000.0
+    node = LIF(
+        name="lif",
+        v_threshold=np.array(2 * scale - 1, np.int32),
+        voltage_decay=np.array(decay, np.int32),
+        reset=reset,
+    )
+    neurons = Neurons(node, 4, scale, surrogate, 3.0)
+    generator = torch.Generator().manual_seed(0)
+    for static in (False, True):
+        current = torch.randn(1 if static else 4, 5, 6, generator=generator) * 0.8
+        seeds = torch.randn(4, 5, 6, generator=generator)
+        sums = (current * 2 * scale).round().requires_grad_()
+        bias = torch.zeros(6, requires_grad=True)
+        (neurons(sums, bias) * seeds).sum().backward()
+        floats = (sums.detach() / (2 * scale)).requires_grad_()
+        arguments = {"surrogate_function": SURROGATES[surrogate](alpha=3.0), "detach_reset": True}
+        v_reset = 0.0 if reset == "zero" else None
+        sequence, rest = floats.expand(4, 5, 6), torch.zeros(5, 6)
+        if decay:
+            spikes, _, _ = functional.lif_multi_step(sequence, rest, 4096 / decay, False, 1.0, v_reset, **arguments)
+        else:
+            spikes, _, _ = functional.if_multi_step(sequence, rest, 1.0, v_reset, **arguments)
+        (spikes * seeds).sum().backward()
+        torch.testing.assert_close(sums.grad * 2 * scale, floats.grad, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(bias.grad, sums.grad.sum((0, 1)))
+
+
+def test_recurrent_and_float_networks_are_refused() -> None:
+    net = float_network()
+    with pytest.raises(NetworkError, match="not quantised"):
+        IntegerNetwork(net)
+    loop = Affine(name="loop", inputs=(Edge("hidden", 1),), weight=np.eye(3, dtype=np.int8))
+    way = Affine(name="way", inputs=(Edge("x"),), weight=np.eye(3, dtype=np.int8))
+    lif = {"v_threshold": np.array(5, np.int32), "voltage_decay": np.array(0, np.int32)}
+    hidden = LIF(name="hidden", inputs=(Edge("way"), Edge("loop")), **lif)
+    nodes = (Input(name="x", shape=(3,), bits=1, encoding="events"), way, loop, hidden)
+    recurrent = Network(nodes=(*nodes, Readout(name="out", mode="count", inputs=(Edge("hidden"),))), timesteps=3)
+    with pytest.raises(UnsupportedError, match="recurrent"):
+        IntegerNetwork(recurrent)
+    assert observe(recurrent, np.ones((3, 2, 3), np.uint8)) == {}

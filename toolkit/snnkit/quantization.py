@@ -5,17 +5,17 @@ Modules that need torch are imported where they are used.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from snnkit.analysis.accuracy import Accuracy
 from snnkit.analysis.paired import Paired
 from snnkit.config import load_config
-from snnkit.errors import UnsupportedError
+from snnkit.errors import UnsupportedError, UsageError
 from snnkit.network import (
     Network,
     Trace,
@@ -31,6 +31,9 @@ from snnkit.network.ir import Array
 from snnkit.network.quantize import Moments
 from snnkit.network.ranges import Range, Ranges, worst_case
 from snnkit.runs import Run
+
+if TYPE_CHECKING:
+    from snnkit.training.finetune import Finetuning
 
 SCHEMA = 1
 CALIBRATION = 1000  # samples, by default at most
@@ -129,9 +132,9 @@ def quantize(
     ``input_bits``: 4, or 8 where the host computes the stem. Raises :class:`UnsupportedError` where a layer has gone
     silent, or fires always, or where no scale fits.
     """
-    return Quantizer(net, calibration, labels).quantize(
-        weight_bits=weight_bits, input_bits=input_bits, per_channel=per_channel, stem=stem
-    )
+    quantizer = Quantizer(net, calibration, labels)
+    options: dict[str, Any] = {"input_bits": input_bits, "per_channel": per_channel, "stem": stem}
+    return quantizer.measure(*quantizer.integer(weight_bits=weight_bits, **options))
 
 
 class Quantizer:
@@ -144,16 +147,17 @@ class Quantizer:
         self.x, self.labels = calibration, labels
         self.before = reference.run(self.folded, calibration, reference.Options())
         self.moments = moments_of(self.folded, calibration, self.before)
+        self._observed: tuple[Network, dict[str, Ranges]] | None = None  # of the network that was asked for last
 
-    def quantize(
+    def integer(
         self,
         *,
         weight_bits: int = 8,
         input_bits: int | None = None,
         per_channel: bool = False,
         stem: Literal["chip", "host"] = "chip",
-    ) -> Quantization:
-        """The integer network of least error that does not overflow on the calibration samples, measured on them."""
+    ) -> tuple[Network, list[str]]:
+        """The integer network of least error that stays in range on the calibration samples, and what was repaired."""
         ceilings: dict[str, float] = {}
         notes: list[str] = []
         while True:
@@ -166,22 +170,31 @@ class Quantizer:
                 moments=self.moments,
                 ceilings=ceilings,
             )
-            observed = observe(integer, self.x)
+            observed = self.observe(integer)
             outside = {name: excess for name, ranges in observed.items() if (excess := _excess(ranges)) > 1}
             if not outside:
-                return self.measure(integer, observed, notes)
+                return integer, notes
             for name, excess in outside.items():
                 scale = float(np.max(integer.metadata["quantization"]["scales"][name]))
                 ceilings[name] = scale / excess * MARGIN
                 notes.append(f"node '{name}': scale lowered to {ceilings[name]:.4g}, as its values left 24 bits")
 
+    def observe(self, integer: Network) -> dict[str, Ranges]:
+        """The ranges of each neuron node on the calibration samples; empty for a recurrent network."""
+        if self._observed is None or self._observed[0] is not integer:
+            self._observed = integer, observe(integer, self.x)
+        return self._observed[1]
+
     def measure(
-        self, integer: Network, observed: Mapping[str, Ranges] | None = None, notes: list[str] | None = None
+        self,
+        integer: Network,
+        notes: Sequence[str] = (),
+        finetuning: Sequence[dict[str, Any]] = (),
     ) -> Quantization:
-        """What ``integer`` does on the calibration samples; refuses it where a layer is dead."""
+        """What ``integer`` does on the calibration samples; refuses it where a layer is dead or overflows."""
         from snnkit_targets import reference
 
-        observed = observe(integer, self.x) if observed is None else observed
+        observed = self.observe(integer)
         after = reference.run(integer, self.x, reference.Options())
         rates, integer_rates, worst = self.before.firing_rates(), after.firing_rates(), worst_case(integer)
         facts = integer.metadata["quantization"]
@@ -199,13 +212,15 @@ class Quantizer:
             )
             for neuron in integer.neurons
         )
-        _refuse_dead(nodes)
+        _refuse(nodes)
         changed = int(np.count_nonzero(predictions(self.before) != predictions(after)))
         accuracies = {}
         if self.labels is not None:
             traces = {"float network": self.before, "integer network": after}
             accuracies = {name: Accuracy.of(predictions(trace), self.labels) for name, trace in traces.items()}
-        return Quantization(integer, None, after.samples, changed, nodes, accuracies, tuple(notes or ()))
+        return Quantization(
+            integer, None, after.samples, changed, nodes, accuracies, tuple(notes), finetuning=tuple(finetuning)
+        )
 
 
 def moments_of(net: Network, x: Array, trace: Trace) -> dict[str, Moments]:
@@ -233,17 +248,21 @@ def _excess(ranges: Ranges) -> float:
     return max(max(-r.low, r.high) / r.limit for r in (ranges.sum, ranges.u, ranges.v))
 
 
-def _refuse_dead(nodes: tuple[QuantizedNode, ...]) -> None:
-    """Raises where a layer tells nothing apart."""
-    dead = []
+def _refuse(nodes: Sequence[QuantizedNode]) -> None:
+    """Raises where a layer tells nothing apart, or left its range in spite of the scale that was chosen."""
+    dead, outside = [], []
     for node in nodes:
         for rate, what in ((node.rate_integer, "never fires"), (1 - node.rate_integer, "fires at every timestep")):
             if rate == 0.0:
-                already = node.rate_float in (0.0, 1.0) and node.rate_float == node.rate_integer
+                already = node.rate_float == node.rate_integer
                 before = "in the float network, too" if already else f"float: {100 * node.rate_float:.1f} %"
                 dead.append(f"node '{node.name}' {what} ({before})")
+        if node.observed and (excess := _excess(node.observed)) > 1:
+            outside.append(f"node '{node.name}' reaches {excess:.2f} times what 24 bits hold")
     if dead:
         raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
+    if outside:
+        raise UnsupportedError("the integer network overflows", outside, "use fewer input bits, or a smaller lr")
 
 
 def quantize_run(
@@ -254,9 +273,10 @@ def quantize_run(
     per_channel: bool = False,
     stem: Literal["chip", "host"] = "chip",
     calibrate: int | None = None,
+    finetuning: "Finetuning | None" = None,
 ) -> Quantization:
     """Lowers and quantises the student of a run, writes its network and ``quantization.json``, and compares on the test
-    split.
+    split. With ``finetuning`` the integer network is trained before.
 
     Calibrated on the first ``calibrate`` (at most 1,000) samples of the validation split or, without one, of the
     training split. The accuracy there of the student as trained stands beside the float network's: lowering puts
@@ -267,12 +287,21 @@ def quantize_run(
     from snnkit.training.lower import lower_run
     from snnkit.training.trainer import load_student
 
+    if calibrate is not None and calibrate < 1:
+        raise UsageError(f"cannot calibrate on {calibrate} samples", "give at least 1")
     run = Run.open(path)
     net = lower_run(run)
     data = load_configured(load_config(run.config).data, net.timesteps)
     samples = (data.validation if len(data.validation) else data.train).first(calibrate or CALIBRATION)
     quantizer = Quantizer(net, samples.x, samples.y)
-    result = quantizer.quantize(weight_bits=weight_bits, input_bits=input_bits, per_channel=per_channel, stem=stem)
+    options: dict[str, Any] = {"input_bits": input_bits, "per_channel": per_channel, "stem": stem}
+    integer, notes = quantizer.integer(weight_bits=weight_bits, **options)
+    records: Sequence[dict[str, Any]] = ()
+    if finetuning:
+        from snnkit.training.finetune import finetune
+
+        integer, records = finetune(run, data, quantizer.folded, integer, load_student(run), finetuning)
+    result = quantizer.measure(integer, notes, records)
     student = load_student(run)
     before, after = predict(student, data.test), answers(result.network, data.test.x)
     result = dataclasses.replace(

@@ -217,6 +217,17 @@ def quantize(
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="of a FILE: what to write")
     ] = None,
+    finetune: Annotated[
+        int, typer.Option("--finetune", metavar="EPOCHS", help="train the integer network itself; default not")
+    ] = 0,
+    finetune_samples: Annotated[
+        int | None,
+        typer.Option("--finetune-samples", metavar="N", help="N random training samples an epoch; default all"),
+    ] = None,
+    lr: Annotated[float, typer.Option("--lr", help="its learning rate, a share of the largest weight")] = 1e-3,
+    seed: Annotated[int, typer.Option("--seed", help="of its order and augmentation")] = 0,
+    device: Annotated[str, typer.Option("--device", help="where to fine-tune: cpu, cuda, cuda:1, ...")] = "cpu",
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Turns the trained student of a run into an integer network and says what it costs.
@@ -225,19 +236,26 @@ def quantize(
     """
     from snnkit.pipeline import quantize_run
 
+    from snnkit.errors import UsageError
+
     chosen: dict[str, Any] = {"weight_bits": weight_bits, "input_bits": input_bits}
     chosen |= {"per_channel": per_channel, "stem": stem, "calibrate": calibrate}  # checked there
     if Path(run).is_file():
         from snnkit.foreign import quantize_file
 
+        if finetune:
+            raise UsageError("--finetune needs a run, whose data, losses and teacher it uses", "leave it out")
         result = quantize_file(run, data, output, **chosen)
         run = str(result.path)
     elif data is not None or output is not None:
-        from snnkit.errors import UsageError
-
         raise UsageError(f"--data and --output belong to a network file, and '{run}' is none", "leave them out")
     else:
-        result = quantize_run(run, **chosen)
+        finetuning = None
+        if finetune:
+            from snnkit.training.finetune import Finetuning
+
+            finetuning = Finetuning(finetune, finetune_samples, lr, seed, device, quiet)
+        result = quantize_run(run, **chosen, finetuning=finetuning)
     if json:
         print_json({"file": str(result.path), **result.to_json()})
     else:

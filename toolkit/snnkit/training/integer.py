@@ -103,6 +103,13 @@ class IntegerNetwork(nn.Module):
         late = x[: max(0, self.timesteps - edge.delay)]
         return torch.cat([torch.zeros_like(x[: self.timesteps - len(late)]), late])
 
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Keeps what is trained within the format, where its gradient does not vanish."""
+        for layer in self.layers.values():
+            if isinstance(layer, Synapses):
+                layer.weight.clamp_(-1, 1)
+
     def network(self) -> Network:
         """The integer network as it is trained now."""
         nodes: list[Node] = []
@@ -152,7 +159,7 @@ class Synapses(nn.Module):
         self.peak = 0
 
     def integer_weight(self) -> Tensor:
-        return _Round.apply((self.weight * self.limit).clamp(-self.limit, self.limit))  # type: ignore[no-any-return, no-untyped-call]
+        return _Round.apply((self.weight * self.limit).clamp(-self.limit, min(self.limit, 127)))  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def shaped_bias(self) -> Tensor | None:
@@ -237,7 +244,9 @@ class Neurons(nn.Module):
         filtered = bool((self.node.current_decay < DECAY_ONE).any())
         keep_u, keep_v = self.constant("keep_u", sums), self.constant("keep_v", sums)
         wide = filtered or sums.dtype == torch.float64
-        voltages = sums.new_empty(self.timesteps, *sums.shape[1:])
+        first = sums[0]  # whose memory layout is kept
+        size, stride = (self.timesteps, *first.shape), (first.numel(), *first.stride())
+        voltages = torch.empty_strided(size, stride, dtype=sums.dtype, device=sums.device)
         extremes: list[Tensor] = []
         u = v = torch.zeros_like(sums[0])
         bias = bias * ONE
