@@ -6,16 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
+from snnkit.analysis.accuracy import Accuracy
 from snnkit.config import load_config
 from snnkit.errors import UnsupportedError, UsageError
-from snnkit.network import load, same
+from snnkit.network import load, predictions, same
 from snnkit.quantization import Quantizer, quantize_run
 from snnkit.runs import Run
 from snnkit.training import trainer
-from snnkit.training.data import load_dataset
+from snnkit.training.data import Dataset, Split, load_dataset
 from snnkit.training.finetune import Finetuning, finetune, unrounded
 from snnkit.training.lower import lower_run
 from snnkit.training.trainer import load_student
+from snnkit_targets import reference
 from tests.test_network import replace
 
 SETTINGS = [
@@ -57,7 +59,6 @@ def test_it_learns_repeats_exactly_and_keeps_the_scales(run: Run, quantizer: Qua
         assert before.v_threshold.tolist() == after.v_threshold.tolist()
     for synapse in first.synapses:
         assert np.abs(synapse.weight).max() == 1
-        assert (synapse.weight != integer[synapse.name].weight).any()
     measured = quantizer.measure(first)
     # the reference sees what training saw at the end
     assert measured.accuracies["integer network"].percent == pytest.approx(records[1]["validation_accuracy"])
@@ -105,3 +106,34 @@ def test_a_layer_that_training_has_silenced_is_named(quantizer: Quantizer) -> No
     driven = replace(integer, victim.name, weight=weight, bias=np.full_like(victim.bias, 4095))
     with pytest.raises(UnsupportedError, match=r"node 'stages.1.neuron' fires at every timestep"):
         quantizer.measure(replace(driven, "stages.1.neuron", v_threshold=np.array(1, np.int32)))
+
+
+def random_images(_root: str | None) -> Dataset:
+    """Eight classes that differ by their brightness in one channel, 3x16x16."""
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        y = np.arange(count) % 8
+        x = rng.random((count, 3, 16, 16), dtype=np.float32) * 0.5
+        x[:, 0] += y[:, None, None] / 16
+        return Split(x.astype(np.float32), y.astype(np.int64))
+
+    return Dataset("random", split(64), split(32), split(32), tuple("abcdefgh"))
+
+
+def test_a_residual_network_is_folded_quantised_and_fine_tuned(tmp_path) -> None:
+    """ResNet-18 with identity and 1x1 shortcuts, of a sixteenth of the width, averaged over its last map."""
+    settings = [
+        *("data.name=tests.test_finetune:random_images", "student.model=resnet18", "student.width=0.0625"),
+        *("losses.kl=0", "losses.feature=0", "train.epochs=12", "train.batch_size=16", "train.threads=1"),
+    ]
+    run = Run(tmp_path / "run")
+    trainer.distill(load_config(None, settings), run)
+    result = quantize_run(run.path, finetuning=Finetuning(2, samples=32))
+    assert result.notes == ("average 'pool': folded into the layers behind it, exact",)
+    assert len(result.nodes) == 17
+    assert sum("shortcut_from" in synapse.name for synapse in result.network.synapses) == 5
+    assert all(node.observed.fits and node.overflows == 0 for node in result.nodes)
+    split = random_images(None).test
+    trace = reference.run(load(run.network), split.x, reference.Options())
+    assert Accuracy.of(predictions(trace), split.y) == result.test["integer network"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional
 
 from snnkit.errors import NetworkError, UnsupportedError
-from snnkit.network import LIF, Affine, Edge, Input, Network, Readout, same
+from snnkit.network import LIF, Affine, Edge, Input, Network, Readout, predictions, same
 from snnkit.network.ranges import STATE_LIMIT, worst_case
 from snnkit.quantization import observe
 from snnkit.training.integer import IntegerNetwork, Neurons, key
@@ -80,6 +80,7 @@ def test_what_is_trained_is_exported_as_it_is(net: Network, seed: int) -> None:
     for name, raster in expected.rasters.items():
         np.testing.assert_array_equal(rasters[name], raster, err_msg=name)
     np.testing.assert_array_equal(readout, expected.readouts)
+    np.testing.assert_array_equal(model.predict(torch.from_numpy(x), batch_size=2), predictions(expected))
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])

@@ -266,22 +266,29 @@ def test_averages_fold_into_the_linear_layers_behind_them(kernel_size, stride) -
     assert before.std() > 0.1
 
 
-def test_averages_that_something_else_reads_are_left_in_place() -> None:
+def test_averages_with_several_readers_fold_into_all_or_none() -> None:
     net = pooled_network((5, 6), (5, 6))
     weight = np.ones((3, 3, 1, 1), np.float32)
     fire = {"v_threshold": threshold(1.0), "voltage_decay": np.array(0, np.int32)}
     more = (
         Conv2d(name="conv", inputs=(Edge("pool"),), weight=weight),
-        LIF(name="lif2", inputs=(Edge("conv"),), **fire),
+        LIF(name="lif2", inputs=(Edge("conv"), Edge("pool")), **fire),
         Flatten(name="flat2", inputs=(Edge("lif2"),)),
     )
     nodes = (*net.nodes[:4], *more, *replace(net, "b", inputs=(Edge("flat2"),)).nodes[4:])
     shared = dataclasses.replace(net, nodes=nodes)
+    folded = apply(shared, [fold_pooling])
+    assert folded["conv"].weight.shape == (3, 3, 5, 6)
+    assert isinstance(folded["pool"], Conv2d)  # the neurons read the average through synapses of their own
+    assert folded["pool"].groups == 3
+    assert folded["flat"].inputs == (Edge("lif"),)
+    events = np.random.default_rng(2).integers(0, 2, (4, 7, 3, 5, 6)).astype(np.uint8)
+    before, after = (reference.run(n, events, reference.Options()).readouts for n in (shared, folded))
+    np.testing.assert_allclose(after, before, atol=1e-5)
     both = replace(net, "a", inputs=(Edge("flat"), Edge("flat")))
-    for other in (shared, both):
-        assert same(apply(other, [fold_pooling]), other)
+    assert same(apply(both, [fold_pooling]), both)
     with pytest.raises(UnsupportedError, match=r"'pool' \(AvgPool2d\) is float only"):
-        quantize(shared)
+        quantize(both)
 
 
 def test_shortcuts_share_the_scale_of_the_neuron_they_enter() -> None:

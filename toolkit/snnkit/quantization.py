@@ -17,6 +17,7 @@ from snnkit.analysis.paired import Paired
 from snnkit.config import load_config
 from snnkit.errors import UnsupportedError, UsageError
 from snnkit.network import (
+    AvgPool2d,
     Network,
     Trace,
     apply,
@@ -24,6 +25,7 @@ from snnkit.network import (
     fold_pooling,
     materialise_shortcuts,
     predictions,
+    replace_pooling,
     save,
 )
 from snnkit.network import quantize as quantize_network
@@ -143,7 +145,7 @@ class Quantizer:
     def __init__(self, net: Network, calibration: Array, labels: Array | None = None) -> None:
         from snnkit_targets import reference
 
-        self.folded = apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling])
+        self.folded, self.notes = fold(net)
         self.x, self.labels = calibration, labels
         self.before = reference.run(self.folded, calibration, reference.Options())
         self.moments = moments_of(self.folded, calibration, self.before)
@@ -157,9 +159,9 @@ class Quantizer:
         per_channel: bool = False,
         stem: Literal["chip", "host"] = "chip",
     ) -> tuple[Network, list[str]]:
-        """The integer network of least error that stays in range on the calibration samples, and what was repaired."""
+        """The integer network of least error that stays in range on the calibration samples, and what was chosen."""
         ceilings: dict[str, float] = {}
-        notes: list[str] = []
+        notes = list(self.notes)
         while True:
             integer = quantize_network(
                 self.folded,
@@ -221,6 +223,21 @@ class Quantizer:
         return Quantization(
             integer, None, after.samples, changed, nodes, accuracies, tuple(notes), finetuning=tuple(finetuning)
         )
+
+
+def fold(net: Network) -> tuple[Network, list[str]]:
+    """Synapses and neurons only, as :func:`snnkit.network.quantize` takes them, and what became of the averages."""
+    exact = apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling])
+    left = {node.name for node in exact.nodes if isinstance(node, AvgPool2d)}
+    notes = []
+    for node in net.nodes:
+        if isinstance(node, AvgPool2d):
+            notes.append(
+                f"average '{node.name}': replaced by a strided depthwise layer with neurons of its own, not exact"
+                if node.name in left
+                else f"average '{node.name}': folded into the layers behind it, exact"
+            )
+    return apply(exact, [replace_pooling]), notes
 
 
 def moments_of(net: Network, x: Array, trace: Trace) -> dict[str, Moments]:

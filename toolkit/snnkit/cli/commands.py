@@ -234,9 +234,8 @@ def quantize(
 
     A network file, as 'snnkit import' writes it, is calibrated on --data.
     """
-    from snnkit.pipeline import quantize_run
-
     from snnkit.errors import UsageError
+    from snnkit.pipeline import quantize_run
 
     chosen: dict[str, Any] = {"weight_bits": weight_bits, "input_bits": input_bits}
     chosen |= {"per_channel": per_channel, "stem": stem, "calibrate": calibrate}  # checked there

@@ -16,7 +16,7 @@ from snnkit.network.ir import (
     same,
     verify,
 )
-from snnkit.network.passes import apply, fold_batchnorm, fold_pooling, materialise_shortcuts
+from snnkit.network.passes import apply, fold_batchnorm, fold_pooling, materialise_shortcuts, replace_pooling
 from snnkit.network.quantize import quantize
 from snnkit.network.storage import load, save
 from snnkit.network.trace import Trace, predictions
@@ -42,6 +42,7 @@ __all__ = [
     "materialise_shortcuts",
     "predictions",
     "quantize",
+    "replace_pooling",
     "same",
     "save",
     "verify",

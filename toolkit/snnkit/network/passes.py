@@ -20,11 +20,13 @@ from snnkit.network.ir import (
     Network,
     Node,
     Shape,
+    Synapse,
     infer_shapes,
     verify,
 )
 
 Pass: TypeAlias = Callable[[Network], Network]
+POOL_THRESHOLD = 0.5  # of neurons that stand for an average
 
 
 def apply(net: Network, passes: Sequence[Pass]) -> Network:
@@ -67,33 +69,105 @@ def fold_batchnorm(net: Network) -> Network:
 
 
 def fold_pooling(net: Network) -> Network:
-    """Folds each AvgPool2d into the Affine nodes behind it, in float64: each weight goes to all pixels of its window.
+    """Folds each AvgPool2d into what reads it, exactly, in float64, where everything that reads it can take it.
 
-    Only where nothing but a Flatten stands between them and nothing else reads the average; any other is left in
-    place, and ``quantize`` names it.
+    A linear layer behind a Flatten gives each weight to all pixels of its window; a convolution becomes a larger and
+    more strided one; neurons read the average as a depthwise convolution. Not exact, and left in place for
+    :func:`replace_pooling`: a padded convolution whose padding would see pixels of the map, or another reader.
+    """
+    for pool in net.nodes:
+        if isinstance(pool, AvgPool2d) and (replaced := _folded(net, pool)) is not None:
+            nodes = [replaced.get(node.name, node) for node in net.nodes]
+            read = {edge.source for node in nodes for edge in node.inputs}
+            kept = tuple(node for node in nodes if node.name != pool.name or pool.name in read)
+            net = dataclasses.replace(net, nodes=kept)
+    return net
+
+
+def _folded(net: Network, pool: AvgPool2d) -> dict[str, Node] | None:
+    """What stands in place of the readers of ``pool`` (and of itself, for neurons); None where one cannot take it."""
+    shapes = infer_shapes(net)
+    pooled, source = shapes[pool.name], shapes[pool.inputs[0].source]
+    replaced: dict[str, Node] = {}
+    for reader in net.consumers(pool.name):
+        affines = net.consumers(reader.name)
+        if isinstance(reader, LIF):
+            replaced[pool.name] = _depthwise(pool.name, pool, source[0])
+        elif len(reader.inputs) > 1:
+            return None
+        elif isinstance(reader, Conv2d) and _sees_no_more(reader, pool, source):
+            replaced[reader.name] = _composed(reader, pool)
+        elif isinstance(reader, Flatten) and all(isinstance(n, Affine) and len(n.inputs) == 1 for n in affines):
+            replaced[reader.name] = dataclasses.replace(reader, inputs=pool.inputs)
+            for affine in affines:
+                assert isinstance(affine, Affine)
+                weight = _spread(affine.weight, pool, pooled, source).astype(np.float32)
+                replaced[affine.name] = dataclasses.replace(affine, weight=weight)
+        else:
+            return None
+    return replaced
+
+
+def _sees_no_more(conv: Conv2d, pool: AvgPool2d, source: Shape) -> bool:
+    """Whether the padding around the averages, spread over the map, still covers no pixel of it."""
+    for kernel, stride, padding, size in zip(pool.kernel_size, pool.stride, conv.padding, source[1:], strict=True):
+        windows = (size - kernel) // stride + 1
+        if padding and (kernel > stride or windows * stride < size):
+            return False
+    return True
+
+
+def _composed(conv: Conv2d, pool: AvgPool2d) -> Conv2d:
+    """The convolution of averages as one of pixels."""
+    outputs, inputs, *size = conv.weight.shape
+    steps = [dilation * stride for dilation, stride in zip(conv.dilation, pool.stride, strict=True)]
+    spans = [(k - 1) * step + window for k, step, window in zip(size, steps, pool.kernel_size, strict=True)]
+    weight = np.zeros((outputs, inputs, *spans))
+    share = conv.weight.astype(np.float64) / math.prod(pool.kernel_size)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            rows, columns = (
+                slice(i * step, i * step + k) for i, step, k in zip((y, x), steps, pool.kernel_size, strict=True)
+            )
+            weight[:, :, rows, columns] += share[:, :, y, x, None, None]
+    stride, padding = ((pair[0] * pool.stride[0], pair[1] * pool.stride[1]) for pair in (conv.stride, conv.padding))
+    return dataclasses.replace(
+        conv, inputs=pool.inputs, weight=weight.astype(np.float32), stride=stride, padding=padding, dilation=(1, 1)
+    )
+
+
+def _depthwise(name: str, pool: AvgPool2d, channels: int) -> Conv2d:
+    """The average as a layer of synapses."""
+    weight = np.full((channels, 1, *pool.kernel_size), 1 / math.prod(pool.kernel_size), np.float32)
+    return Conv2d(name=name, inputs=pool.inputs, weight=weight, stride=pool.stride, groups=channels)
+
+
+def replace_pooling(net: Network) -> Network:
+    """Replaces each AvgPool2d by a strided depthwise layer with neurons of its own, which take the pool's name.
+
+    They do not leak, fire at half a spike and stand for as much in the layers behind; their reset is that of the other
+    neurons. This is not exact: the average is rounded over time.
     """
     shapes = infer_shapes(net)
-    replaced: dict[str, Node] = {}
-    folded: set[str] = set()
-    for pool in net.nodes:
-        if not isinstance(pool, AvgPool2d):
-            continue
-        flattens = net.consumers(pool.name)
-        affines = [affine for flatten in flattens for affine in net.consumers(flatten.name)]
-        if not all(isinstance(node, Flatten) and len(node.inputs) == 1 for node in flattens):
-            continue
-        if not all(isinstance(node, Affine) and len(node.inputs) == 1 for node in affines):
-            continue
-        folded.add(pool.name)
-        replaced |= {node.name: dataclasses.replace(node, inputs=pool.inputs) for node in flattens}
-        source = shapes[pool.inputs[0].source]
-        for affine in affines:
-            assert isinstance(affine, Affine)
-            weight = _spread(affine.weight, pool, shapes[pool.name], source)
-            replaced[affine.name] = dataclasses.replace(affine, weight=weight.astype(np.float32))
-    return dataclasses.replace(
-        net, nodes=tuple(replaced.get(node.name, node) for node in net.nodes if node.name not in folded)
-    )
+    pools = {node.name for node in net.nodes if isinstance(node, AvgPool2d)}
+    behind = {n.name for n in net.nodes if isinstance(n, Flatten) and {e.source for e in n.inputs} & pools}
+    nodes: list[Node] = []
+    for node in net.nodes:
+        if isinstance(node, AvgPool2d):
+            average = _depthwise(f"{node.name}.average", node, shapes[node.name][0])
+            v_threshold = np.nextafter(np.float32(POOL_THRESHOLD), np.float32(-np.inf))
+            reset = net.neurons[0].reset if net.neurons else "zero"
+            decay = np.zeros((), np.int32)
+            edges = (Edge(average.name),)
+            nodes += [
+                average,
+                LIF(name=node.name, inputs=edges, v_threshold=v_threshold, voltage_decay=decay, reset=reset),
+            ]
+        elif isinstance(node, Synapse) and {edge.source for edge in node.inputs} & (pools | behind):
+            nodes.append(dataclasses.replace(node, weight=node.weight * np.float32(POOL_THRESHOLD)))
+        else:
+            nodes.append(node)
+    return dataclasses.replace(net, nodes=tuple(nodes))
 
 
 def _spread(weight: Array, pool: AvgPool2d, pooled: Shape, source: Shape) -> Array:

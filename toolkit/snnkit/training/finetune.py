@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snnkit.analysis.accuracy import Accuracy
 from snnkit.config import DistillConfig, load_config
 from snnkit.errors import ConfigError, UsageError
 from snnkit.network import LIF, Network, Readout
@@ -25,7 +26,6 @@ from snnkit.training import losses
 from snnkit.training.augment import Augmentation, Labels
 from snnkit.training.data import Dataset
 from snnkit.training.encoding import Encoder
-from snnkit.training.evaluation import evaluate
 from snnkit.training.integer import IntegerNetwork, Neurons, key
 from snnkit.training.neurons import reset_neurons
 from snnkit.training.objective import StudentObjective, Values
@@ -105,7 +105,8 @@ def finetune(
                         f"the loss of fine-tuning is {means['loss']} in epoch {epoch + 1}",
                         "use a smaller learning rate",
                     )
-                validation = evaluate(model, data.validation) if len(data.validation) else None
+                held = data.validation
+                validation = Accuracy.of(model.predict(torch.from_numpy(held.x)), held.y) if len(held) else None
                 record: dict[str, Any] = {
                     "phase": "fine-tuning",
                     "epoch": epoch + 1,

@@ -104,6 +104,15 @@ class IntegerNetwork(nn.Module):
         return torch.cat([torch.zeros_like(x[: self.timesteps - len(late)]), late])
 
     @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int = 256) -> Array:
+        """The class with the largest readout for raw inputs, int64 [N]; in integers, so that ties are as exported."""
+        device = next(self.parameters()).device
+        batches = x.split(batch_size, 0 if self.net.input.encoding == "direct" else 1)  # type: ignore[no-untyped-call]
+        sums = [self.readouts(batch.to(device)).double().sum(0) for batch in batches]
+        answers: Array = torch.cat(sums).argmax(1).cpu().numpy()
+        return answers
+
+    @torch.no_grad()
     def clip(self) -> None:
         """Keeps what is trained within the format, where its gradient does not vanish."""
         for layer in self.layers.values():

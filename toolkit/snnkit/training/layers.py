@@ -18,6 +18,17 @@ IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d, layer.Dropout, layer.Dropou
 RESHAPES = (nn.Flatten, nn.Unflatten, layer.Flatten)
 
 
+# what to use instead, by the name of a layer or function
+_POOL = "use AvgPool2d or a convolution of stride 2, and train again"
+_NEURON = "use spiking neurons"
+_NORM = "use BatchNorm2d, which folds into the weights"
+ALTERNATIVES = {
+    **dict.fromkeys(("MaxPool2d", "AdaptiveMaxPool2d", "max_pool2d", "adaptive_max_pool2d"), _POOL),
+    **dict.fromkeys(("ReLU", "GELU", "SiLU", "Sigmoid", "relu", "gelu", "silu", "sigmoid"), _NEURON),
+    **dict.fromkeys(("GroupNorm", "LayerNorm", "InstanceNorm2d", "group_norm", "layer_norm"), _NORM),
+}
+
+
 class NotConvertibleError(Exception):
     """Why a layer has no equivalent."""
 
@@ -29,6 +40,8 @@ def convert(module: nn.Module, size: tuple[int, ...]) -> Callable[..., Node]:
     """
     maker = MAKERS.get(type(module))
     if maker is None:
+        if alternative := ALTERNATIVES.get(type(module).__name__):
+            raise NotConvertibleError(f"a chip has no equivalent; {alternative}")
         kind = "neuron" if is_neuron(module) else "layer"
         known = sorted({cls.__name__ for cls in (NEURONS if kind == "neuron" else MAKERS)})
         raise NotConvertibleError(f"this {kind} has no equivalent; known are {', '.join(known)}")

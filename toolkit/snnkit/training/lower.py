@@ -22,7 +22,7 @@ from snnkit.errors import UnsupportedError
 from snnkit.network import LIF, Affine, Edge, Flatten, Input, Network, Node, Readout, verify
 from snnkit.runs import Run, environment
 from snnkit.training import checkpoint as checkpoints
-from snnkit.training.layers import IDENTITIES, MAKERS, RESHAPES, NotConvertibleError, convert
+from snnkit.training.layers import ALTERNATIVES, IDENTITIES, MAKERS, RESHAPES, NotConvertibleError, convert
 from snnkit.training.neurons import SpikingNeuron, is_neuron, reset_neurons
 from snnkit.training.trainer import load_student
 
@@ -237,7 +237,8 @@ class _Lowering(fx.Interpreter):
             return dataclasses.replace(value, tensor=result, time="step", steps=step)
         if target in (torch.stack, torch.cat) and self._is_whole_sequence(values, result):
             return dataclasses.replace(value, tensor=result, time="axis", steps=frozenset())
-        self._reason(f"calls {name}(), which has no equivalent here")
+        alternative = ALTERNATIVES.get(name, "")
+        self._reason(f"calls {name}(), which has no equivalent here" + (f"; {alternative}" if alternative else ""))
         lead = value.tensor.dim() - len(value.size)
         return _Value(result, (), tuple(result.shape[lead:]), value.time, value.steps)
 
