@@ -192,7 +192,11 @@ def test_a_supervisor_that_is_killed(bench: Path) -> None:
 
 def parent(bench: Path, *arguments: str) -> subprocess.Popen[bytes]:
     worker, program = script(bench, HANGS), script(bench, PARENT, "parent.py")
-    process = subprocess.Popen([sys.executable, str(program), str(worker), str(bench), *arguments])
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup would hand it on
+    try:
+        process = subprocess.Popen([sys.executable, str(program), str(worker), str(bench), *arguments])
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
     wait_for((bench / "ready").exists)
     return process
 
