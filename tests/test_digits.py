@@ -66,7 +66,7 @@ def test_every_spike_is_identical_on_all_targets(
     onnx = [{"form": form, "synapses": s} for form in ("unrolled", "step", "scan") for s in ("float32", "int8")]
     for target, options in [*(("onnxruntime", chosen) for chosen in onnx), ("lava", {})]:
         trace = run(net, target, **options)
-        assert target != "lava" or any("stock Lava 0.10.0" in note for note in trace.notes)
+        assert target != "lava" or any("Lava 0.10.0 fixed_pt" in note for note in trace.notes)
         agreement = compare(net, reference, trace)
         assert agreement.identical, agreement
 

@@ -17,6 +17,8 @@ import pytest
 
 from snnkit.errors import DataError, UnavailableError, UnsupportedError, WorkerError, WorkerTimeoutError
 from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout, save
+from snnkit_exporters import _lava_directory as directory
+from snnkit_exporters import _lava_netx as netx
 from snnkit_exporters import lava as exporter
 from snnkit_targets import lava
 from tests.oracle import simulate
@@ -137,7 +139,7 @@ def test_lava_equals_the_oracle(lava_environment, make) -> None:
     assert trace.readouts.dtype == np.int64
     assert trace.steps == 6 * net.timesteps + len(net.synapses)
     assert trace.seconds > 0
-    assert trace.notes == ("stock Lava 0.10.0 fixed_pt, netx 0.6.0",)
+    assert trace.notes[0] == "Lava 0.10.0 fixed_pt, netx 0.6.0"
     # one weight that is off by one is seen
     node = net.synapses[-1]
     weight = node.weight.copy()
@@ -148,12 +150,52 @@ def test_lava_equals_the_oracle(lava_environment, make) -> None:
     assert mismatches(changed, trace, inputs) > 0
 
 
-def test_the_matrix_product_equals_lavas_convolution(lava_environment) -> None:
+def test_lavas_own_convolution_and_the_matrix_product_give_the_same(lava_environment) -> None:
     net = images()
     inputs = data(net, 3)
-    trace = lava.run(net, inputs, lava.Options(record="raster", convolution="gemm"))
+    for convolution, note in (("stock", "Lava's own convolution"), ("gemm", "exact matrix products, compared with")):
+        trace = lava.run(net, inputs, lava.Options(record="raster", convolution=convolution))
+        assert mismatches(net, trace, inputs) == 0
+        assert note in trace.notes[1]
+
+
+WRONG = """
+import sys
+import lava_run
+right = lava_run.gemm
+def wrong(input_, *arguments):
+    return right(input_, *arguments) + input_.any()
+lava_run.gemm = wrong
+import lava_netx
+lava_netx.main()
+"""
+
+
+def test_a_matrix_product_that_differs_is_an_error(lava_environment, tmp_path: Path, monkeypatch) -> None:
+    worker = tmp_path / "wrong.py"
+    worker.write_text(f"import sys; sys.path.insert(0, {str(lava.WORKER.parent)!r})\n{WRONG}")
+    monkeypatch.setattr(lava, "prepare", lambda: lava_environment)
+    monkeypatch.setattr(lava, "WORKER", worker)
+    net = images()
+    with pytest.raises(WorkerError, match="ArithmeticError: the matrix product differs from Lava's own convolution"):
+        lava.run(net, data(net, 1), lava.Options())
+
+
+def test_samples_shared_by_workers_come_back_in_order(lava_environment) -> None:
+    net = images()
+    inputs = data(net, 5)
+    trace = lava.run(net, inputs, lava.Options(record="raster", workers=2))
     assert mismatches(net, trace, inputs) == 0
-    assert trace.notes == ("Lava 0.10.0 fixed_pt with its convolution replaced by an exact matrix product",)
+    assert trace.steps == 5 * net.timesteps + 2 * len(net.synapses)
+    assert "2 workers" in trace.notes
+
+
+def test_a_sequential_network_runs_as_a_directory_too(lava_environment) -> None:
+    net = events()
+    inputs = data(net, 3)
+    trace = lava.run(net, inputs, lava.Options(record="raster", form="directory"))
+    assert mismatches(net, trace, inputs) == 0
+    assert trace.notes == ("Lava 0.10.0 fixed_pt, built from lava.proc", lava.CONVOLUTIONS["gemm"])
 
 
 def test_a_readout_that_leaves_24_bits_is_noted(lava_environment) -> None:
@@ -167,11 +209,12 @@ def test_a_readout_that_leaves_24_bits_is_noted(lava_environment) -> None:
 
 NETX = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 import lava_netx, numpy as np
+hdf5 = lava_netx.netx()
 from lava.lib.dl.netx.utils import optimize_weight_bits
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
-net = lava_netx.hdf5.Network(sys.argv[2])
+net = hdf5.Network(sys.argv[2])
 print(json.dumps([[layer.block, list(map(int, layer.shape))] for layer in net.layers]))
 for weight in json.load(open(sys.argv[3])):
     try:
@@ -193,8 +236,9 @@ def test_plain_netx_loads_the_file_and_packs_weights_as_the_exporter_says(lava_e
         matrices += (2 * rng.integers(low // 2, high // 2 + 1, (40, 4))).tolist()
     exporter.export(images(), tmp_path / "a.net", exporter.Options())
     (tmp_path / "matrices.json").write_text(json.dumps(matrices))
+    folders = f"{lava.WORKER.parent}:{directory.STANDALONE}"
     answer = subprocess.run(
-        [lava_environment.python, "-I", "-W", "ignore", "-c", NETX, lava.WORKER.parent, "a.net", "matrices.json"],
+        [lava_environment.python, "-I", "-W", "ignore", "-c", NETX, folders, "a.net", "matrices.json"],
         cwd=tmp_path,
         env=lava.worker_environment(),
         capture_output=True,
@@ -205,12 +249,15 @@ def test_plain_netx_loads_the_file_and_packs_weights_as_the_exporter_says(lava_e
     assert layers == [["Conv", [4, 5, 4]], ["Conv", [6, 3, 6]], ["Dense", [5]]]  # (W, H, C)
     assert len(exact) == len(matrices)
     for matrix, expected in zip(matrices, exact, strict=True):
-        loaded = exporter.loaded_weight(np.array([matrix]))
+        loaded = netx.loaded_weight(np.array([matrix]))
         assert (loaded is not None and loaded.tolist() == [matrix]) == expected, matrix
 
 
 def test_what_the_exporter_refuses_is_refused() -> None:
-    net = dataclasses.replace(images(), stem="host")
+    net = images()
+    net = dataclasses.replace(
+        net, nodes=tuple(dataclasses.replace(n, reset="subtract") if isinstance(n, LIF) else n for n in net.nodes)
+    )
     assert lava.check(net, lava.Options()) == exporter.check(net, exporter.Options()) != []
     with pytest.raises(UnsupportedError):
         lava.run(net, data(net, 1), lava.Options())
@@ -232,9 +279,9 @@ def test_input_that_does_not_fit(net: Network, inputs: np.ndarray) -> None:
         lava.run(net, inputs, lava.Options())
 
 
-def segments() -> list[str]:
-    """Shared memory of this process's workplaces."""
-    return [entry.name for entry in Path("/dev/shm").iterdir() if f"snnkit-{os.getpid()}-" in entry.name]
+def segments(pid: int | None = None) -> list[str]:
+    """Shared memory of a process's workplaces, this one's without ``pid``."""
+    return [entry.name for entry in Path("/dev/shm").iterdir() if f"snnkit-{pid or os.getpid()}-" in entry.name]
 
 
 def workers(pid: int) -> list[psutil.Process]:
@@ -277,7 +324,7 @@ def test_lava_killed_while_it_runs(lava_environment, victim: str) -> None:
 
 
 def test_an_exception_inside_a_model_of_lavas(lava_environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "GEOMETRY_MAX", 1000)
+    monkeypatch.setattr(netx, "GROUPS_MAX", 1000)
     rng = np.random.default_rng(6)
     net = chain(
         Input(name="in", shape=(130, 1, 1), bits=4, scale=1 / 15),
@@ -290,22 +337,27 @@ def test_an_exception_inside_a_model_of_lavas(lava_environment, monkeypatch: pyt
     with pytest.raises(
         WorkerError, match="the Lava worker failed: Exception: Expected number of in_channels"
     ) as caught:
-        lava.run(net, data(net, 1), lava.Options(time_limit=60))
+        lava.run(net, data(net, 1), lava.Options(convolution="stock"))
     assert "Traceback" in caught.value.__notes__[0]
     assert segments() == []
 
 
-def test_the_time_limit(lava_environment) -> None:
-    started = time.monotonic()
-    with pytest.raises(WorkerTimeoutError, match="the Lava worker did not finish within 3 s"):
-        lava.run(images(), np.zeros((100_000, 2, 7, 6), np.float32), lava.Options(time_limit=3))
-    assert time.monotonic() - started < 3 + MARGIN
+def test_the_time_limit_of_a_sample(lava_environment) -> None:
+    def stop() -> None:
+        wait_for(lambda: len(workers(os.getpid())) > 5)
+        time.sleep(1)
+        workers(os.getpid())[-1].suspend()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(WorkerTimeoutError, match=r"the Lava worker did not finish sample \d+ of 100000 within 2 s"):
+        lava.run(images(), np.zeros((100_000, 2, 7, 6), np.float32), lava.Options(time_limit=2, workers=1))
+    thread.join()
     assert segments() == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_snnkit_signalled_while_lava_runs(lava_environment, tmp_path: Path, number: int, code: int) -> None:
-    before = {entry.name for entry in Path("/dev/shm").iterdir()}
     net = save(images(), tmp_path / "net.safetensors")
     np.save(tmp_path / "x.npy", np.zeros((100_000, 2, 7, 6), np.float32))
     command = [Path(sys.executable).with_name("snnkit"), "run", net, "--data", tmp_path / "x.npy", "--target", "lava"]
@@ -317,7 +369,7 @@ def test_snnkit_signalled_while_lava_runs(lava_environment, tmp_path: Path, numb
     assert process.returncode == code
     assert "Traceback" not in errors
     wait_for(lambda: not any(child.is_running() for child in below), MARGIN)
-    assert {entry.name for entry in Path("/dev/shm").iterdir()} <= before
+    assert segments(process.pid) == []
 
 
 def test_a_result_that_is_not_one_is_refused(lava_environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,212 +1,166 @@
-"""Lava: the HDF5 network description that lava-dl's netx 0.6.0 loads (``.net``).
+"""Lava, Intel's software for Loihi: a sequential network as a ``.net`` file for netx, any other as a directory.
 
-netx is strictly sequential: ``input``, then ``conv``, ``dense`` and ``flatten`` layers, each with its own
-neurons; the last ``dense`` has none and integrates. Fields, limits and what netx does to dense weights are read from
-``lava/lib/dl/netx/{hdf5,utils}.py`` of lava-dl 0.6.0 and ``lava/utils/weightutils.py`` of lava-nc 0.10.0. Nothing is
-rescaled here: weights go out as ``effective_weight``, thresholds and biases as they are.
+The directory holds ``graph.json``, ``arrays.npz`` and ``run.py``, which runs it with lava-nc alone. Nothing is rescaled
+here: weights go out as ``effective_weight``, thresholds and biases as they are. What Lava cannot compute with the same
+spikes is refused. Limits are read from lava-nc 0.10.0 (``lava/proc/{conv,dense,lif}/models.py``).
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import h5py
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from snnkit.errors import UnsupportedError
-from snnkit.files import replacing
+from snnkit.network.depth import DELAY_MAX, depths, held_back, origins, paths, stem_neurons
 from snnkit.network.ir import (
     BIAS_MAX,
     BIAS_MIN,
     LIF,
-    Affine,
-    Array,
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
-    Flatten,
     Input,
     Network,
     Node,
     Readout,
     Synapse,
-    infer_shapes,
     verify,
 )
+from snnkit.network.ranges import STATE_LIMIT, synaptic_bounds
+from snnkit_exporters import _lava_directory as directory
+from snnkit_exporters import _lava_netx as netx
 
-SUFFIX = ".net"
 WEIGHT_MIN, WEIGHT_MAX = -256, 254  # 8 bits with a sign and no lowest bit: even numbers (Davies et al. 2018)
-GEOMETRY_MAX = 127  # lava.proc.conv keeps kernel size, stride, padding, dilation and groups in int8
+GEOMETRY_MAX = 127  # lava.proc.conv keeps kernel size, stride, padding and dilation in int8
+ACCUMULATOR_MAX = 2**25 - 2**17 - 1  # LIF shifts the sum by 6 bits in int32 and adds u
 
 
 class Options(BaseModel):
-    """Lava takes no options."""
+    """``form``: ``net`` for netx, ``directory``, or ``auto``: ``.net`` where the network is sequential."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    form: Literal["auto", "net", "directory"] = "auto"
 
-def check(net: Network, options: Options) -> list[str]:  # noqa: ARG001 - every exporter has this signature
-    """All reasons why ``net`` has no netx description; empty if it has one. Raises ``NetworkError`` if it is broken."""
+
+def suffix(net: Network, options: Options) -> str:
+    """What the name of an export ends with: ``.net``, or ``.lava`` for a directory."""
+    return ".net" if options.form == "net" or (options.form == "auto" and sequential(net)) else ".lava"
+
+
+def sequential(net: Network) -> bool:
+    """Whether netx can hold the network."""
+    return not check(net, Options()) and not netx.reasons(net)
+
+
+def check(net: Network, options: Options) -> list[str]:
+    """All reasons why Lava cannot run ``net``; empty if it can. Raises ``NetworkError`` if it is broken."""
     kind = verify(net)
     reasons = [] if kind == "integer" else ["the network is float; quantise it first"]
-    if net.stem == "host":
-        reasons.append("the stem is computed by the host, which this exporter does not support")
+    bounds = synaptic_bounds(net) if kind == "integer" else {}
     for node in net.nodes:
         found = list(_structure(net, node))
-        if kind == "integer" and isinstance(node, Synapse):
-            found += _weights(node)
-        if kind == "integer" and isinstance(node, Affine):
-            found += _head_bias(net, node)
+        if kind == "integer":
+            found += [*_values(node), *_sums(net, node, bounds)]
         reasons += [f"node '{node.name}' ({type(node).__name__}) {reason}" for reason in found]
+    reasons += [*_stem(net), *_delays(net)]
+    if options.form == "net" and not reasons:
+        reasons += netx.reasons(net)
     return reasons
 
 
 def export(net: Network, path: str | os.PathLike[str], options: Options) -> list[Path]:
-    """Writes ``net`` to ``path``, in one move; the same network gives the same bytes.
+    """Writes ``net`` in one move: a file where ``path`` ends with ``.net``, else a directory (``form`` overrules).
 
-    The root attributes ``timesteps``, ``reset_interval``, ``reset_offset`` and ``input_message_bits`` say how to run it
-    (netx does not read them). Raises :class:`UnsupportedError` with all reasons at once.
+    Raises :class:`UnsupportedError` with all reasons at once.
     """
-    if reasons := check(net, options):
-        raise UnsupportedError(
-            "the network cannot be written for Lava", reasons, "change these nodes, or choose another target"
-        )
-    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
-        file.attrs["timesteps"] = net.timesteps
-        file.attrs["reset_interval"], file.attrs["reset_offset"] = net.timesteps, 1
-        file.attrs["input_message_bits"] = message_bits(net)
-        for index, layer in enumerate(_layers(net)):
-            _write(file.create_group(f"layer/{index}"), layer)
-    return [Path(path)]
-
-
-def message_bits(net: Network) -> int:
-    """The argument ``input_message_bits`` of netx: 0 for binary events, the payload's width for graded values."""
-    entry = net.input
-    return 0 if entry.encoding == "events" and entry.bits == 1 else entry.bits
-
-
-def loaded_weight(weight: Array) -> Array | None:
-    """The weights that a ``dense`` layer computes with after loading integers ``weight``; None if it cannot load them.
-
-    netx shifts the matrix up to fill 8 bits (``optimize_weight_bits``); the synapse then clips and truncates it
-    (``clip_weights``, ``truncate_weights``) and shifts the sum back down.
-    """
-    low, high = int(weight.min()), int(weight.max())
-    mixed = low < 0 <= high
-    if low == high == 0 or (mixed and (low < WEIGHT_MIN or high > WEIGHT_MAX)):
-        return None
-    with np.errstate(divide="ignore"):
-        limits = np.divide([127, -128], [high, low]) if mixed else np.array([255 / high if low >= 0 else -256 / low])
-    shift = int(np.floor(np.log2(np.min(limits)))) + mixed
-    if shift < 0:
-        return None
-    trailing = next(n for n in range(8, -1, -1) if not (weight % 2**n).any()) - mixed
-    bits = 8 - shift - trailing
-    shifted = weight.astype(np.int64) << shift
-    # the synapse looks at the signs anew, and counts a maximum of zero as negative only
-    signed = shifted.min() < 0 < shifted.max()
-    sign = -1 if not signed and shifted.min() < 0 else 1
-    clipped = np.clip(sign * shifted, -256 if signed else 0, 255)
-    drop = 8 - bits + signed
-    if drop < 0:
-        return None
-    truncated = sign * ((clipped >> drop) << drop)
-    return None if (truncated % 2**shift).any() else truncated >> shift
+    path = Path(path)
+    form = options.form if options.form != "auto" else "net" if path.suffix == ".net" else "directory"
+    if reasons := check(net, Options(form=form)):
+        hint = "change these nodes, or choose another target"
+        if form == "net" and not check(net, Options()):
+            hint = "write a directory instead: give a path that does not end with .net"
+        raise UnsupportedError("the network cannot be written for Lava", reasons, hint)
+    return [netx.write(net, path)] if form == "net" else directory.write(net, path)
 
 
 def _structure(net: Network, node: Node) -> Iterator[str]:
-    if isinstance(node, BatchNorm2d | AvgPool2d):
-        yield "is unknown to netx; fold it"
-    if len(node.inputs) > 1:
-        yield "sums several inputs, and netx is strictly sequential"
-    if any(edge.delay for edge in node.inputs):
-        yield "reads an input late, and netx delays dense layers only"
-    if len(net.consumers(node.name)) > 1:
-        yield "feeds several nodes, and netx is strictly sequential"
+    if isinstance(node, BatchNorm2d):
+        yield "is unknown to Lava; fold it into the convolution before it"
+    if isinstance(node, AvgPool2d):
+        yield "is unknown to Lava; fold it into the layer behind it, or use a strided convolution with neurons"
+    if (
+        isinstance(node, Synapse)
+        and len(sources := [name for edge in node.inputs for name, _ in origins(net, edge)]) > 1
+    ):
+        names = " and ".join(f"'{name}'" for name in dict.fromkeys(sources))
+        yield f"reads the sum of {names}, which is not binary; give each a synapse of its own and sum behind them"
     if isinstance(node, LIF):
         if node.reset != "zero":
             yield "resets by subtraction, and Lava resets to zero"
         for name in ("v_threshold", "voltage_decay", "current_decay"):
             if np.unique(getattr(node, name)).size > 1:
-                yield f"has a {name} per channel, and netx takes one value a layer"
-    if isinstance(node, Readout) and node.mode != "membrane":
-        yield "counts spikes, and this exporter writes a membrane readout only"
+                yield f"has a {name} per channel, and Lava takes one value a layer"
+        if len({edge.source for edge in node.inputs}) < len(node.inputs):
+            yield "reads the same synapse twice; double its weights"
     if isinstance(node, Conv2d):
         if any(isinstance(consumer, Readout) for consumer in net.consumers(node.name)):
-            yield "feeds the readout, and netx has no convolution without neurons"
-        if max(*node.weight.shape[2:], *node.stride, *node.padding, *node.dilation, node.groups) > GEOMETRY_MAX:
-            yield f"has a kernel, stride, padding, dilation or groups above {GEOMETRY_MAX}, the most that Lava holds"
+            yield "feeds the readout, which takes the output of Affine nodes"
+        if max(*node.weight.shape[2:], *node.stride, *node.padding, *node.dilation) > GEOMETRY_MAX:
+            yield f"has a kernel, stride, padding or dilation above {GEOMETRY_MAX}, the most that Lava holds"
 
 
-def _weights(node: Synapse) -> Iterator[str]:
-    weight = node.effective_weight
-    low, high = int(weight.min()), int(weight.max())
-    if not weight.any():
-        yield "has no weight other than zero"
-    elif low < WEIGHT_MIN or high > WEIGHT_MAX:
-        yield f"has weights from {low} to {high}; a synapse holds {WEIGHT_MIN} to {WEIGHT_MAX}"
-    elif isinstance(node, Affine):
-        loaded = loaded_weight(weight)
-        if loaded is None or (loaded != weight).any():
-            yield f"has weights from {low} to {high} which netx changes when it packs them into synapses"
+def _values(node: Node) -> Iterator[str]:
+    if isinstance(node, Synapse):
+        weight = node.effective_weight
+        low, high = int(weight.min()), int(weight.max())
+        if not weight.any():
+            yield "has no weight other than zero"
+        elif low < WEIGHT_MIN or high > WEIGHT_MAX:
+            yield f"has weights from {low} to {high}; a synapse holds {WEIGHT_MIN} to {WEIGHT_MAX}"
 
 
-def _head_bias(net: Network, node: Affine) -> Iterator[str]:
-    if node.bias is None or not any(isinstance(consumer, Readout) for consumer in net.consumers(node.name)):
+def _sums(net: Network, node: Node, bounds: dict[str, int]) -> Iterator[str]:
+    """What several synapses add up to in one neuron."""
+    synapses = [source for edge in node.inputs if isinstance(source := net[edge.source], Synapse)]
+    if not isinstance(node, LIF | Readout) or not synapses:
         return
-    total = net.timesteps * node.bias.astype(np.int64)
+    biases = [synapse.bias.astype(np.int64) for synapse in synapses if synapse.bias is not None]
+    total = np.sum(biases, axis=0) if biases else np.zeros(1, np.int64)
     if total.min() < BIAS_MIN or total.max() > BIAS_MAX:
-        yield (
-            f"has a bias that adds up to {total[np.abs(total).argmax()]} in {net.timesteps} timesteps; "
-            f"the readout's neurons hold {BIAS_MIN} to {BIAS_MAX}"
-        )
+        worst = total[np.abs(total).argmax()]
+        yield f"has biases that add up to {worst}; a neuron holds {BIAS_MIN} to {BIAS_MAX}"
+    if isinstance(node, Readout):  # what leaves the range is found when it is run
+        return
+    # a convolution's sum wraps at 24 bits, here as there
+    reach = sum(min(bounds[s.name], STATE_LIMIT) if isinstance(s, Conv2d) else bounds[s.name] for s in synapses)
+    if reach > ACCUMULATOR_MAX:
+        yield f"may sum up to {reach:,}, which overflows Lava's accumulator at {ACCUMULATOR_MAX:,}; use smaller weights"
 
 
-def _layers(net: Network) -> Iterator[dict[str, Any]]:
-    """The description layer by layer: dictionaries of numbers, arrays and strings, groups as dictionaries within."""
-    shapes = infer_shapes(net)
-    for node in net.nodes:
-        follower = next(iter(net.consumers(node.name)), None)
-        match node:
-            case Input():  # a flatten before any layer does nothing in netx: the input is given flat
-                shape = shapes[follower.name] if isinstance(follower, Flatten) else node.shape
-                yield {"type": "input", "shape": np.array(shape, np.int32)}
-            case Flatten() if not isinstance(net[node.inputs[0].source], Input | Flatten):
-                if len(shapes[node.inputs[0].source]) == 3:
-                    yield {"type": "flatten"}
-            case Synapse():
-                assert follower is not None
-                yield _layer(net, node, follower, shapes[node.name])
+def _stem(net: Network) -> Iterator[str]:
+    if net.stem != "host":
+        return
+    hosted = stem_neurons(net)
+    if not hosted:
+        yield "the stem is computed by the host, and no neurons read the input alone"
+    mixed = {path.target for path in paths(net) if isinstance(net[path.source], Input)} - hosted
+    if hosted and mixed:
+        names = ", ".join(f"'{name}'" for name in sorted(mixed))
+        yield f"the stem is computed by the host, and {names} on the chip also read the input"
 
 
-def _layer(net: Network, node: Synapse, follower: Node, shape: tuple[int, ...]) -> dict[str, Any]:
-    layer: dict[str, Any] = {
-        "type": "conv" if isinstance(node, Conv2d) else "dense",
-        "shape": np.array(shape, np.int32),
-        "weight": node.effective_weight.astype(np.int32),
-    }
-    if node.bias is not None:  # without neurons netx adds it once, where the readout adds it at every timestep
-        layer["bias"] = node.bias if isinstance(follower, LIF) else np.int32(net.timesteps) * node.bias
-    if isinstance(node, Conv2d):
-        pairs = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation}
-        layer |= {name: np.array(pair, np.int32) for name, pair in pairs.items()}
-        layer["groups"] = np.int32(node.groups)
-    if isinstance(follower, LIF):
-        layer["neuron"] = {
-            "type": "CUBA",
-            "vThMant": np.int32(follower.v_threshold.flat[0]),
-            "iDecay": np.int32(follower.current_decay.flat[0]),
-            "vDecay": np.int32(follower.voltage_decay.flat[0]),
-        }
-    return layer
-
-
-def _write(group: Any, layer: dict[str, Any]) -> None:
-    for name, value in layer.items():
-        if isinstance(value, dict):
-            _write(group.create_group(name), value)
-        else:
-            group.create_dataset(name, data=np.array([value], "S10") if isinstance(value, str) else value)
+def _delays(net: Network) -> Iterator[str]:
+    try:
+        depth = depths(net)
+    except UnsupportedError as error:
+        yield from error.reasons
+        return
+    for path in paths(net):
+        held = held_back(net, path, depth)
+        if held > DELAY_MAX and isinstance(net[path.source], LIF):
+            node = f"node '{path.target}' ({type(net[path.target]).__name__})"
+            yield f"{node} reads '{path.source}' {held} steps late; a delay holds up to {DELAY_MAX}"

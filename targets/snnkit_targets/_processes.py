@@ -49,6 +49,7 @@ class Workplace:
         # shared memory named after the folder is unlinked at the end, so the name must be nobody else's
         self.folder = Path(tempfile.gettempdir(), f"snnkit-{os.getpid()}-{secrets.token_hex(6)}")
         self._group = 0
+        self._name = ""
         self._pending = b""
         self._supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(SUPERVISOR), str(self.folder), str(os.getpid())],
@@ -70,29 +71,44 @@ class Workplace:
         the last of its stderr as a note. ``name`` is what the messages call it.
         """
         deadline = time.monotonic() + seconds
+        self.start(command, environment, name)
+        while (output := self.poll(deadline - time.monotonic())) is None:
+            if time.monotonic() >= deadline:
+                raise self.timeout(f"{name} did not finish within {seconds:g} s")
+        return output
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], name: str) -> None:
+        """Starts a command; :meth:`poll` says what became of it."""
+        self._name = name
         request = json.dumps({"command": [str(part) for part in command], "environment": dict(environment)})
         assert self._supervisor.stdin
         with contextlib.suppress(BrokenPipeError):  # then there is no answer, either
             self._supervisor.stdin.write(f"{request}\n".encode())
             self._supervisor.stdin.flush()
-        while True:
-            what, detail = self._answer(deadline)
-            match what:
-                case "started":
-                    self._group = int(detail)
-                case "exited" if detail == "0":
-                    return (self.folder / "stdout").read_text(errors="replace")
-                case "exited":
-                    raise self._failure(name, int(detail))
-                case "failed":
-                    raise WorkerError(f"{name} could not be started: {detail}", "check the installation")
-                case "timeout":
-                    message = f"{name} did not finish within {seconds:g} s"
-                    hint = "raise the time limit, or give it less to do"
-                    raise self._noted(WorkerTimeoutError(message, hint))
-                case _:
-                    message = f"{name} was stopped: its supervisor is gone"
-                    raise WorkerError(message, "it was killed from outside, or memory ran out; run it again")
+
+    def poll(self, seconds: float) -> str | None:
+        """The stdout of the command once it has ended well, None if nothing was heard of it for ``seconds``."""
+        what, detail = self._answer(time.monotonic() + seconds)
+        match what:
+            case "timeout":
+                return None
+            case "started":
+                self._group = int(detail)
+                return None
+            case "exited" if detail == "0":
+                return (self.folder / "stdout").read_text(errors="replace")
+            case "exited":
+                raise self._failure(self._name, int(detail))
+            case "failed":
+                raise WorkerError(f"{self._name} could not be started: {detail}", "check the installation")
+        message = f"{self._name} was stopped: its supervisor is gone"
+        raise WorkerError(message, "it was killed from outside, or memory ran out; run it again")
+
+    def timeout(self, message: str) -> WorkerTimeoutError:
+        """The error of a command that takes too long, with the last of its stderr."""
+        error = WorkerTimeoutError(message, "raise the time limit, or give it less to do")
+        self._noted(error)
+        return error
 
     def close(self) -> None:
         """Ends everything. If a signal interrupts this, the supervisor finishes it alone."""

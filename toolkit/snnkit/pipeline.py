@@ -138,7 +138,8 @@ def export_all(
     if reasons:
         raise UnsupportedError(f"'{path}' cannot be exported", reasons, "leave out the exporter, or change the network")
     return {
-        name: plugin.export(net, folder / f"{stem}{plugin.SUFFIX}", options[name]) for name, plugin in loaded.items()
+        name: plugin.export(net, folder / f"{stem}{plugins.suffix(plugin, net, options[name])}", options[name])
+        for name, plugin in loaded.items()
     }
 
 

@@ -21,7 +21,10 @@ Kind: TypeAlias = Literal["exporters", "targets"]
 
 
 class Exporter(Protocol):
-    """A module that writes a format; ``SUFFIX`` is what its files end with."""
+    """A module that writes a format; ``SUFFIX`` is what its files end with.
+
+    Where that depends on the network, ``suffix(net, options)`` stands in its place.
+    """
 
     SUFFIX: str
     Options: type[BaseModel]
@@ -103,6 +106,12 @@ def options(plugin: Exporter | Target, values: dict[str, Any]) -> BaseModel:
             raise UsageError(f"'{_name(plugin)}' has no option '{name}'", hint) from None
         message = f"option '{name}' of '{_name(plugin)}': {problem['msg'][0].lower()}{problem['msg'][1:]}"
         raise UsageError(message, f"it was {problem['input']!r}") from None
+
+
+def suffix(plugin: Exporter, net: Network, checked: BaseModel) -> str:
+    """What the name of an export ends with."""
+    choose = getattr(plugin, "suffix", None)
+    return str(choose(net, checked)) if choose else plugin.SUFFIX
 
 
 def _name(plugin: Exporter | Target) -> str:

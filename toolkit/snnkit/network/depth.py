@@ -6,7 +6,7 @@ one step later. The input, and the neurons of a stem that the host computes, are
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from snnkit.errors import UnsupportedError
@@ -45,15 +45,18 @@ class Chain:
 
 
 def paths(net: Network) -> tuple[Path, ...]:
-    """Every path between two nodes that keep time, in the order of the targets and their inputs."""
+    """Every path between two nodes that keep time, in the order of the targets and their inputs.
+
+    One that is delayed by as many timesteps as there are never delivers anything, and is left out.
+    """
     found: list[Path] = []
     for target in net.nodes:
         if isinstance(target, LIF | Readout):
             steps = 0 if isinstance(target, Readout) and target.mode == "count" else 1
             for edge in target.inputs:
-                origins = _origins(net, edge)
-                found += [Path(source, edge.source, target.name, delay, steps) for source, delay in origins]
-    return tuple(found)
+                ways = origins(net, edge)
+                found += [Path(source, edge.source, target.name, delay, steps) for source, delay in ways]
+    return tuple(path for path in found if path.delay < net.timesteps)
 
 
 def stem_neurons(net: Network) -> frozenset[str]:
@@ -85,6 +88,7 @@ def depths(net: Network) -> dict[str, int]:
     reasons = [
         f"node '{name}' ({type(net[name]).__name__}) lies on a cycle whose delays are shorter than its way"
         for name in dict.fromkeys(late)
+        if name in _behind(edges, name)
     ]
     raise UnsupportedError("the network cannot be pipelined", reasons, "delay the recurrent edges by more timesteps")
 
@@ -122,6 +126,16 @@ def latency(net: Network) -> int:
     return depths(net)[net.readout.name]
 
 
+def _behind(edges: Sequence[Path], name: str) -> set[str]:
+    """The nodes that paths lead to from ``name``."""
+    found: set[str] = set()
+    new = {name}
+    while new:
+        new = {path.target for path in edges if path.source in new} - found
+        found |= new
+    return found
+
+
 def _start(node: Node, hosted: frozenset[str]) -> int:
     return 0 if isinstance(node, Input | Readout) or node.name in hosted else 1
 
@@ -131,11 +145,11 @@ def _held(net: Network, path: Path, hosted: frozenset[str]) -> int:
     return int(path.delay > 0 and isinstance(net[path.source], LIF) and path.source not in hosted)
 
 
-def _origins(net: Network, edge: Edge) -> Iterator[tuple[str, int]]:
+def origins(net: Network, edge: Edge) -> Iterator[tuple[str, int]]:
     """The inputs and neurons behind an edge, with their delays."""
     source = net[edge.source]
     if isinstance(source, Input | LIF):
         yield source.name, edge.delay
     else:
         for further in source.inputs:
-            yield from ((name, edge.delay + delay) for name, delay in _origins(net, further))
+            yield from ((name, edge.delay + delay) for name, delay in origins(net, further))

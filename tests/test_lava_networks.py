@@ -1,0 +1,115 @@
+"""Random networks of every kind on real Lava against the reference, spike by spike; and a directory run alone."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snnkit.analysis.compare import compare
+from snnkit.network import Network
+from snnkit.network.depth import latency, relays
+from snnkit_exporters import lava as exporter
+from snnkit_targets import lava, reference
+from tests.chip_networks import chip_network
+
+
+def inputs(net: Network, samples: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if net.input.encoding == "direct":
+        return rng.random((samples, *net.input.shape), np.float32)
+    return rng.integers(0, 2**net.input.bits, (net.timesteps, samples, *net.input.shape)).astype(np.uint8)
+
+
+def check(seed: int) -> None:
+    net = chip_network(seed)
+    x = inputs(net, 3, seed)
+    expected = reference.run(net, x, reference.Options(record="raster"))
+    trace = lava.run(net, x, lava.Options(record="raster", workers=1))
+    agreement = compare(net, expected, trace)
+    assert agreement.identical, agreement
+    assert trace.steps == 3 * net.timesteps + latency(net)
+    assert (f"{sum(relays(net).values())} relay neurons added" in trace.notes) == bool(relays(net))
+    assert any(0 < rate < 1 for rate in trace.firing_rates().values())
+
+
+SEEDS = [0, 1, 2, 4, 7, 9, 12, 13, 15, 16]
+
+
+# between them: both encodings, 2 to 8 bits, relays, delays, loops, a stem on the host, both readouts, netx
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_networks_equal_the_reference(lava_environment, seed: int) -> None:
+    check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_many_random_networks_equal_the_reference(lava_environment, seed: int) -> None:
+    check(seed)
+
+
+def test_the_ten_networks_hold_every_kind() -> None:
+    nets = [chip_network(seed) for seed in SEEDS]
+    decays = {(bool(n.voltage_decay > 0), bool(n.current_decay < 4096)) for net in nets for n in net.neurons}
+    assert {(False, False), (True, False)} < decays  # IF, LIF, and one of the two CUBA
+    assert {net.readout.mode for net in nets} == {"membrane", "count"}
+    assert {net.stem for net in nets} == {"chip", "host"}
+    assert {net.input.encoding for net in nets} == {"direct", "events"}
+    assert {exporter.suffix(net, exporter.Options()) for net in nets} == {".net", ".lava"}
+    assert any(net.recurrent for net in nets)
+    assert any(relays(net) for net in nets)
+    assert any(edge.delay for net in nets for node in net.nodes for edge in node.inputs)
+
+
+PLAIN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.modules["snnkit"] = None
+sys.modules["lava.lib"] = None
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 4])  # a counting readout; a stem on the host, a loop and a membrane readout
+def test_a_directory_runs_alone(lava_environment, tmp_path: Path, seed: int) -> None:
+    """With lava-nc, without snnkit and lava-dl, from another folder."""
+    net = chip_network(seed)
+    exporter.export(net, tmp_path / "net.lava", exporter.Options())
+    x = inputs(net, 5, seed)
+    np.save(tmp_path / "x.npy", x)
+    command = [lava_environment.python, "-I", "-W", "ignore", "-c", PLAIN, "net.lava/run.py", "x.npy"]
+    answer = subprocess.run(
+        [*command, "--save", "out.npz"],
+        cwd=tmp_path,
+        env=lava.worker_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = reference.run(net, x, reference.Options()).readouts
+    printed = [line.split() for line in answer.stdout.splitlines() if line[0].isdigit()]
+    assert [list(map(int, row)) for row in printed] == [
+        [index, int(readout.argmax()), *readout] for index, readout in enumerate(expected)
+    ]
+    with np.load(tmp_path / "out.npz") as saved:
+        assert (saved["readouts"] == expected).all()
+        assert (saved["predictions"] == expected.argmax(axis=1)).all()
+    assert f"5 samples in {5 * net.timesteps + latency(net)} steps" in answer.stderr
+
+
+def test_a_directory_says_what_input_it_takes(lava_environment, tmp_path: Path) -> None:
+    net = chip_network(6)
+    exporter.export(net, tmp_path / "net.lava", exporter.Options())
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 1, 1), np.float32))
+    for name, message in (("x.npy", "error: the input has shape (2, 1, 1, 1); give"), ("y.npy", "cannot read 'y.npy'")):
+        answer = subprocess.run(
+            [lava_environment.python, "-I", "-W", "ignore", tmp_path / "net.lava" / "run.py", name],
+            cwd=tmp_path,
+            env=lava.worker_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 1
+        assert message in answer.stderr
+        assert "Traceback" not in answer.stderr
