@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import snnkit
+from snnkit_exporters import _lava_directory as directory
 from snnkit_targets import lava
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,8 @@ def test_the_net_file_runs_in_netx_without_snnkit(folder: Path, lava_environment
     assert "snnkit" not in code
     x = snnkit.load_dataset("digits").test.x
     np.save(folder / "x.npy", x)
-    start = f"import sys; sys.path.insert(0, {str(lava.WORKER.parent)!r}); from lava_netx import stand_in\n"
+    folders = [str(lava.WORKER.parent), str(directory.STANDALONE)]
+    start = f"import sys; sys.path[:0] = {folders!r}; import lava_netx; lava_netx.stand_in()\n"
     done = subprocess.run(
         [lava_environment.python, "-I", "-W", "ignore", "-c", start + code],
         cwd=folder,
