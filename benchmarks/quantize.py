@@ -1,6 +1,6 @@
 """What quantisation costs in accuracy: float student against integer students on the same test samples.
 
-python benchmarks/quantize.py RUN [RUN ...] [--quick] [--json] [--epochs N] [--samples N]
+python benchmarks/quantize.py RUN [RUN ...] [--quick] [--json] [--input-bits N] [--epochs N] [--samples N]
 
 Runs of 'snnkit distill', ideally of one network with several seeds; they are only read. Drops are paired, in points,
 with 95 % intervals. Exits 1 where the mean drop over the runs is above its goal.
@@ -38,7 +38,7 @@ def measure(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
     before = predict(student, test)
     rows: dict[str, Any] = {}
     for bits in (8, 4):
-        integer, notes = quantizer.integer(weight_bits=bits)
+        integer, notes = quantizer.integer(weight_bits=bits, input_bits=arguments.input_bits)
         settings = Finetuning(
             1 if arguments.quick else arguments.epochs, 256 if arguments.quick else arguments.samples, arguments.lr
         )
@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--quick", action="store_true", help="few samples, no verdict")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--input-bits", type=int, help="of a direct input; default 4")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument("--samples", type=int, help="training samples an epoch; default all")
     parser.add_argument("--lr", type=float, default=1e-3)
