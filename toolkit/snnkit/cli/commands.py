@@ -409,6 +409,9 @@ def energy(
     chip: Annotated[
         str | None, typer.Option("--chip", "-c", help="price the spikes between the cores of this chip, too")
     ] = None,
+    cross_check: Annotated[
+        str | None, typer.Option("--cross-check", metavar="sanafe", help="the figures of another simulator beside ours")
+    ] = None,
     data: Data = None,
     samples: Samples = None,
     json: Json = False,
@@ -416,7 +419,8 @@ def energy(
     """Counts operations and models the energy of an inference."""
     from snnkit.cli.energy import energy_command
 
-    energy_command(net, model, timesteps=timesteps, chip=chip, rate=rate, data=data, samples=samples, json=json)
+    more: Any = {"data": data, "samples": samples, "cross_check": cross_check}
+    energy_command(net, model, timesteps=timesteps, chip=chip, rate=rate, **more, json=json)
 
 
 @command

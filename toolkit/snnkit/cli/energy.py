@@ -16,6 +16,7 @@ def energy_command(
     rate: float | None,
     data: str | None,
     samples: int | None,
+    cross_check: str | None,
     json: bool,
 ) -> None:
     """Counts and estimates of a network, printed; see :func:`snnkit.pipeline.energy`."""
@@ -25,18 +26,27 @@ def energy_command(
 
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise UsageError(f"{rate:g} inferences a second is no rate", "give a number above 0")
+    if cross_check not in (None, "sanafe"):
+        raise UsageError(f"there is no cross-check by '{cross_check}'", "it is: sanafe")
     network = load(net)
     chosen, models = load_samples(network, data, count=samples), model or list_models()
     if timesteps:
         from snnkit.cli.timesteps import show
 
-        if rate is not None or chip is not None:
-            raise UsageError("--timesteps prints neither power nor routing", "leave out --rate and --chip")
+        if rate is not None or chip is not None or cross_check is not None:
+            message = "--timesteps prints neither power nor routing nor a cross-check"
+            raise UsageError(message, "leave out --rate, --chip and --cross-check")
         show(net, network, chosen, models, json=json)
         return
     mapping = None if chip is None else check(network, [chip], chosen)[0]
     counts, estimates = energy(network, chosen, models, mapping=mapping)
     content = write_energy(net, counts, estimates, rate)
+    checked = None
+    if cross_check is not None:
+        from snnkit.crosscheck import cross_check as beside
+
+        checked = beside(network, chosen)
+        content["cross_check"] = checked.to_json()
     if json:
         print_json(content)
         return
@@ -44,6 +54,10 @@ def energy_command(
     for estimated in estimates:
         print_energy(estimated, rate)
     print_overview(estimates)
+    if checked is not None:
+        from snnkit.cli.crosscheck import print_cross_check
+
+        print_cross_check(checked)
 
 
 def print_energy(energy: Energy, rate: float | None = None) -> None:
