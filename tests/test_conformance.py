@@ -85,7 +85,10 @@ def run_onnx(net: Network, paths: list[Path]) -> None:
     for t in range(net.timesteps if state else 1):
         frame = encoded[t] if state and net.input.encoding == "events" else encoded
         names = ["readout", *following.values()]
-        outputs = dict(zip(names, session.run(names, {"input": frame, **state}), strict=True))
+        feeds = {"input": frame, **state}
+        if "timesteps" in {i.name for i in session.get_inputs()}:
+            feeds["timesteps"] = np.array([net.timesteps])
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
         state = {name: outputs[after] for name, after in following.items()}
     np.testing.assert_array_equal(outputs["readout"], reference.run(net, inputs, reference.Options()).readouts)
 

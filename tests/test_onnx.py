@@ -36,7 +36,8 @@ def run_without_snnkit(
     """What a user of the file writes, from its metadata alone."""
     how = runner.get_modelmeta().custom_metadata_map
     if how["form"] != "step":
-        extra = {} if timesteps is None else {"timesteps": np.array([timesteps])}
+        dynamic = "timesteps" in {i.name for i in runner.get_inputs()}
+        extra = {"timesteps": np.array([timesteps or int(how["timesteps"])])} if dynamic else {}
         return runner.run(["readout"], {"input": encoded, **extra})[0]
     events = how["input_encoding"] == "events"
     numpy_type = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}

@@ -85,13 +85,17 @@ class Runner:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.states: dict[str, str] = json.loads(self.session.get_modelmeta().custom_metadata_map["states"])
         known = {entry.name: entry for entry in self.session.get_inputs()}
+        self.takes_timesteps = "timesteps" in known
         self.zeros = {name: (known[name].shape[1:], DTYPES[known[name].type]) for name in self.states}
 
     def run(self, encoded: Array) -> tuple[Array, dict[str, Array]]:
         """Encoded direct [B, *shape] or events [T, B, *shape]; gives readouts [B, classes], rasters [T, B, *shape]."""
         if self.states:
             return self._run_steps(encoded)
-        results = self._call({"input": encoded})
+        feeds = {"input": encoded}
+        if self.takes_timesteps:
+            feeds["timesteps"] = np.array([self.net.timesteps])
+        results = self._call(feeds)
         return results["readout"], {node.name: results[f"{node.name}.spikes"] for node in self.net.neurons}
 
     def _run_steps(self, encoded: Array) -> tuple[Array, dict[str, Array]]:

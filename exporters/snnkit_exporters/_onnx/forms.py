@@ -66,7 +66,6 @@ def scan(plan: Plan, *, trace: bool) -> GraphProto:
     outside = Timestep(plan, graph)
     _direct_input(outside)
     if direct:
-        graph.constant("timesteps", [net.timesteps], INT64)  # the default of an optional input
         inputs.append(graph.declare("timesteps", INT64, [1]))
         sequence = graph.emit("ConstantOfShape", ["timesteps"], "ticks", FLOAT)
     else:

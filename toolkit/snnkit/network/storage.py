@@ -80,7 +80,9 @@ def load(path: str | os.PathLike[str]) -> ir.Network:
 def decode(header: str, arrays: dict[str, ir.Array], path: Path) -> ir.Network:
     """The verified network that :func:`encode` took apart; ``path`` is named in errors."""
     try:
-        net = _decode(json.loads(header), dict(arrays), path)
+        graph = json.loads(header)
+        json.dumps(graph, ensure_ascii=False).encode()  # escapes can spell half characters, which nothing can print
+        net = _decode(graph, dict(arrays), path)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"'{path}' has a damaged header ({error})", "write the file again") from None
     ir.verify(net)
@@ -152,7 +154,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             raise ValueError(f"{name} is {value!r}")
         return value
     if hint is float:
-        return float(_checked(value, (int, float), name))  # type: ignore[arg-type]
+        return float(value if isinstance(value, float) else _checked(value, int, name))
     if hint in (int, str):
         return _checked(value, hint, name)
     if value is None and type(None) in typing.get_args(hint):
