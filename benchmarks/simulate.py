@@ -29,7 +29,7 @@ from snnkit_targets import lava, reference
 TIMESTEPS = 4
 DECAYS = {"IF": 0, "LIF, decay 2048": 2048, "LIF, decay 1365": 1365}
 FLOOR_SHARE = 0.2  # of the matmul rate, by the reference on the largest network with IF neurons
-MATMUL, SIZE = "matmul", 1536
+MATMUL, SIZES = "matmul", (512, 1024, 1536)
 ALONE, CHUNKS = "its synapses alone", (1, 2, 4, 8, 32, 128)
 CEILING_COUNTS = 0.2  # of the reference's time, by counting
 
@@ -181,11 +181,11 @@ def measure(name: str, net: Network, *, quick: bool, rounds: int, with_lava: boo
     for label, decay in DECAYS.items():
         variant = with_decay(net, decay)
         works[f"reference, {label}"] = (lambda variant=variant: snnkit.run(variant, x)), samples
-    a, b = torch.rand(2, SIZE, SIZE)
-    works[MATMUL] = (lambda: a @ b), 2 * SIZE**3
+    for size in SIZES:
+        a, b = torch.rand(2, size, size)
+        works[f"{MATMUL} {size}"] = (lambda a=a, b=b: a @ b), 2 * size**3
     rates = in_turns(works, rounds)
-    peak = rates.pop(MATMUL)
-    alone = max(rates.pop(label) for label in list(rates) if label.startswith(ALONE))
+    peak, alone = (max(rates.pop(label) for label in list(rates) if label.startswith(what)) for what in (MATMUL, ALONE))
     result: dict[str, Any] = {
         "network": name,
         "firing_rates": snnkit.run(net, x[:16]).firing_rates(),
@@ -233,7 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few samples, no verdict on speed")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5, help="the best of so many")
+    parser.add_argument("--rounds", type=int, default=9, help="the best of so many")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without-lava", action="store_true", help="the reference alone")
     arguments = parser.parse_args()
