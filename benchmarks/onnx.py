@@ -53,6 +53,7 @@ def caller(net: Network, form: Any, synapses: Any, threads: int, batch: int) -> 
     model = exporter.build(net, exporter.Options(form=form, synapses=synapses))
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads slow the next contender
     session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     x = net.input.encode(np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32))
     known = {i.name: np.zeros((batch, *i.shape[1:]), DTYPES[i.type]) for i in session.get_inputs()}

@@ -248,7 +248,7 @@ def main() -> int:
         if not arguments.json:
             show(results[-1])
     share = results[-1]["share_of_matmul"]["reference, IF"]
-    counted = max(result["counting"] for result in results)
+    counted = results[-1]["counting"]
     passed = share >= FLOOR_SHARE and counted < CEILING_COUNTS
     if arguments.json:
         print(json.dumps({"threads": arguments.threads, "lava": missing, "networks": results, "passed": passed}))
