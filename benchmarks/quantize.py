@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--quick", action="store_true", help="few samples, no verdict")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--input-bits", type=int, help="of a direct input; default 4")
+    parser.add_argument("--input-bits", type=int, help="of a direct input; default 6")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument("--samples", type=int, help="training samples an epoch; default all")
     parser.add_argument("--lr", type=float, default=1e-3)

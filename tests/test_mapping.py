@@ -227,7 +227,7 @@ def test_weight_exponent_counts_the_lost_bit_of_mixed_signs() -> None:
 
 
 def test_delay_of_a_path() -> None:
-    def net(delay: int) -> Network:
+    def net(delay: int, timesteps: int = 100) -> Network:
         nodes = (
             affine("a", "in", 2, 2),
             lif("first", "a"),
@@ -235,12 +235,14 @@ def test_delay_of_a_path() -> None:
             lif("second", "b"),
             affine("head", "second", 2, 2),
         )
-        return network(*nodes, shape=(2,))
+        return network(*nodes, shape=(2,), timesteps=timesteps)
 
     assert map_network(net(63), LOIHI1).fits  # the neurons behind the delay can start as early as those before it
     over = map_network(net(64), LOIHI1)
     assert whats(over) == [("second", "delay", 63, 62)]
     assert sum(layer.kind == "relay" for layer in over.layers) == 63
+    never = map_network(net(64, timesteps=4), LOIHI1)  # arrives when the sample is over
+    assert never.fits and not any(layer.kind == "relay" for layer in never.layers)
 
 
 def test_cores_of_the_chip() -> None:

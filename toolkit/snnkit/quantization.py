@@ -131,7 +131,7 @@ def quantize(
     """Folds and quantises a lowered network and runs both on ``calibration``, raw inputs, with ``labels`` if known.
 
     Scales are searched for the least error on these samples, and lowered where sums, u or v would leave their range.
-    ``input_bits``: 4, or 8 where the host computes the stem. Raises :class:`UnsupportedError` where a layer has gone
+    ``input_bits``: 6, or 8 where the host computes the stem. Raises :class:`UnsupportedError` where a layer has gone
     silent, or fires always, or where no scale fits.
     """
     quantizer = Quantizer(net, calibration, labels)
@@ -166,7 +166,7 @@ class Quantizer:
             integer = quantize_network(
                 self.folded,
                 weight_bits=weight_bits,
-                input_bits=input_bits or (8 if stem == "host" else 4),
+                input_bits=input_bits or (8 if stem == "host" else 6),
                 per_channel=per_channel,
                 stem=stem,
                 moments=self.moments,

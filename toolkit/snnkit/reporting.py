@@ -192,7 +192,7 @@ def _reproduce(run: Run, net: Network, config: DistillConfig, record: Record | N
     bits = net.metadata.get("quantization", {})
     flags = "".join(
         f" --{name.replace('_', '-')} {bits[name]}"
-        for name, usual in (("weight_bits", 8), ("input_bits", 4))
+        for name, usual in (("weight_bits", 8), ("input_bits", 6))
         if net.input.encoding == "direct" and isinstance(bits.get(name), int) and bits[name] != usual
     )
     exports = sorted(path.suffix for path in run.exports.glob("*")) if run.exports.is_dir() else []

@@ -83,7 +83,7 @@ def read_layers(net: Network) -> tuple[Layer, ...]:
         if not isinstance(node, LIF | Readout) or node.name in hosted or not _places(node):
             continue
         afferents = []
-        for path in arriving[node.name]:
+        for path in arriving.get(node.name, ()):
             source, synapse = net[path.source], net[path.via]
             assert isinstance(synapse, Synapse)
             external = isinstance(source, Input) or source.name in hosted

@@ -202,7 +202,7 @@ def quantize(
     run: Annotated[str, typer.Argument(metavar="RUN|FILE", help="a run directory, or the file of a float network")],
     weight_bits: Annotated[int, typer.Option("--weight-bits", metavar="N", help="2 to 8")] = 8,
     input_bits: Annotated[
-        int | None, typer.Option("--input-bits", metavar="N", help="1 to 8; default 4, or 8 with --stem host")
+        int | None, typer.Option("--input-bits", metavar="N", help="1 to 8; default 6, or 8 with --stem host")
     ] = None,
     per_channel: Annotated[
         bool, typer.Option("--per-channel", help="a scale and threshold per channel; not for Lava")

@@ -51,7 +51,7 @@ def quantize(
     net: Network,
     *,
     weight_bits: int = 8,
-    input_bits: int = 4,
+    input_bits: int = 6,
     per_channel: bool = False,
     stem: Literal["chip", "host"] = "chip",
     moments: Mapping[str, Moments] | None = None,
