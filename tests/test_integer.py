@@ -58,9 +58,25 @@ def test_what_is_observed_lies_within_the_worst_case_and_says_where_the_referenc
         if observed[first].sum.fits:
             assert bound.low <= seen.low
             assert seen.high <= bound.high
-    for name, ranges in observed.items():
+    for name, count in overflows.items():
+        ranges = observed[name]
         if ranges.sum.fits and ranges.u.high != STATE_LIMIT:  # which does not wrap yet
-            assert (overflows[name] > 0) == (not (ranges.u.fits and ranges.v.fits))
+            assert (count > 0) == (not (ranges.u.fits and ranges.v.fits))
+
+
+@given(ANY, st.integers(0, 9))
+def test_the_range_of_the_readout_is_that_of_the_answers_so_far(net: Network, seed: int) -> None:
+    x = raw_inputs(net, 3, seed)
+    observed, worst, name = observe(net, x), worst_case(net), net.readout.name
+    if net.readout.mode == "count":
+        assert name not in observed.keys() | worst.keys()
+        return
+    answers = reference.run(net, x, reference.Options(record="raster")).readouts_per_step
+    assert (observed[name].v.low, observed[name].v.high) == (64 * answers.min(), 64 * answers.max())
+    for what in ("sum", "u", "v"):
+        seen, bound = getattr(observed[name], what), getattr(worst[name], what)
+        assert bound.low <= seen.low
+        assert seen.high <= bound.high
 
 
 @given(integer_networks(), st.integers(0, 9))

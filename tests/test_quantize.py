@@ -181,6 +181,22 @@ def test_a_scale_that_would_saturate_is_lowered_and_the_node_is_named() -> None:
         quantize(net, input_bits=8, ceilings={"lif": 2.0})
 
 
+def test_a_readout_that_would_leave_24_bits_is_scaled_to_stay_within_them() -> None:
+    """1,024 neurons on weights of one sign."""
+    net = float_network(bias=0.0)
+    kernel = np.random.default_rng(0).uniform(0.2, 0.6, (64, 1, 3, 3)).astype(np.float32)
+    head = np.random.default_rng(1).uniform(0.5, 1.0, (3, 64 * 16)).astype(np.float32)
+    net = replace(replace(net, "conv", weight=kernel, bias=None), "fc", weight=head)
+    x = np.random.default_rng(2).random((4, 1, 4, 4), dtype=np.float32)
+    result = quantize_and_measure(net, x)
+    assert any("node 'out': scale lowered to" in note for note in result.notes)
+    assert 0.8 < result.readout.observed.v.high / result.readout.observed.v.limit <= 0.9
+    assert result.to_json()["readout"]["v"]["observed"][1] == result.readout.observed.v.high
+    most = 2**17 - 1
+    assert np.abs(reference.run(result.network, x, reference.Options()).readouts).max() < most
+    assert np.abs(reference.run(quantize(net), x, reference.Options()).readouts).max() > most
+
+
 def errors() -> dict[str, tuple[Network, dict[str, object]]]:
     net = float_network()
     current = Conv2d(name="onto", inputs=(Edge("conv"),), weight=np.ones((3, 3, 1, 1), np.float32))

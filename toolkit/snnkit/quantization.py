@@ -41,6 +41,7 @@ SCHEMA = 1
 CALIBRATION = 1000  # samples, by default at most
 CHUNK = 500  # samples of the test split that are held at once
 MARGIN = 0.95  # of the scale at which observed values just fit
+READOUT_SHARE = 0.9  # of its range that the readout may reach: no threshold holds it back, other samples go further
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,34 @@ class QuantizedNode:
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and for each of sum, u and v the worst case, what was observed, and the limit on either side."""
+        return _plain(self)
 
-        def pair(ranges: Ranges | None, what: str) -> list[int] | None:
-            values: Range | None = getattr(ranges, what) if ranges else None
-            return [values.low, values.high] if values else None
 
-        fields = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
-        del fields["worst"], fields["observed"]
-        for what in ("sum", "u", "v"):
-            limit = getattr(self.worst, what).limit
-            fields[what] = {
-                "limit": limit,
-                "worst": pair(self.worst, what),
-                "observed": pair(self.observed, what),
-            }
-        return fields
+@dataclass(frozen=True)
+class QuantizedReadout:
+    """A membrane readout: its scale, and ranges as of :class:`QuantizedNode`; v is the answer so far."""
+
+    name: str
+    scale: float
+    worst: Ranges
+    observed: Ranges | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As of :class:`QuantizedNode`."""
+        return _plain(self)
+
+
+def _plain(node: QuantizedNode | QuantizedReadout) -> dict[str, Any]:
+    def pair(ranges: Ranges | None, what: str) -> list[int] | None:
+        values: Range | None = getattr(ranges, what) if ranges else None
+        return [values.low, values.high] if values else None
+
+    fields = {spec.name: getattr(node, spec.name) for spec in dataclasses.fields(node)}
+    del fields["worst"], fields["observed"]
+    for what in ("sum", "u", "v"):
+        limit = getattr(node.worst, what).limit
+        fields[what] = {"limit": limit, "worst": pair(node.worst, what), "observed": pair(node.observed, what)}
+    return fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +99,8 @@ class Quantization:
 
     ``accuracies``, on these samples where their labels are known: of the network before and after, by what it is.
     ``notes`` say what was chosen. Of a run, also: ``test`` accuracies of the student as trained and of the integer
-    network on the whole test split, ``paired`` their difference, and ``finetuning`` a record an epoch.
+    network on the whole test split, ``paired`` their difference, and ``finetuning`` a record an epoch. ``readout`` is
+    None where it counts spikes.
     """
 
     network: Network
@@ -93,11 +108,17 @@ class Quantization:
     calibration_samples: int
     changed_predictions: int
     nodes: tuple[QuantizedNode, ...]
+    readout: QuantizedReadout | None = None
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     test: dict[str, Accuracy] = field(default_factory=dict)
     paired: Paired | None = None
     finetuning: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def layers(self) -> "tuple[QuantizedNode | QuantizedReadout, ...]":
+        """All that has ranges."""
+        return *self.nodes, *([self.readout] if self.readout else [])
 
     def to_json(self) -> dict[str, Any]:
         """What ``quantization.json`` holds, without its schema number."""
@@ -115,6 +136,7 @@ class Quantization:
             "finetuning": list(self.finetuning),
             "notes": list(self.notes),
             "nodes": [node.to_json() for node in self.nodes],
+            "readout": self.readout.to_json() if self.readout else None,
         }
 
 
@@ -173,16 +195,21 @@ class Quantizer:
                 ceilings=ceilings,
             )
             observed = self.observe(integer)
-            outside = {name: excess for name, ranges in observed.items() if (excess := _excess(ranges)) > 1}
+            most = {integer.readout.name: READOUT_SHARE}
+            outside = {
+                name: excess for name, ranges in observed.items() if (excess := _excess(ranges) / most.get(name, 1)) > 1
+            }
             if not outside:
                 return integer, notes
             for name, excess in outside.items():
                 scale = float(np.max(integer.metadata["quantization"]["scales"][name]))
                 ceilings[name] = scale / excess * MARGIN
-                notes.append(f"node '{name}': scale lowered to {ceilings[name]:.4g}, as its values left 24 bits")
+                notes.append(f"node '{name}': scale lowered to {ceilings[name]:.4g}, as its values would leave 24 bits")
 
     def observe(self, integer: Network) -> dict[str, Ranges]:
-        """The ranges of each neuron node on the calibration samples; empty for a recurrent network."""
+        """The ranges of each neuron node, and of a membrane readout, on the calibration samples; empty for a recurrent
+        network.
+        """
         if self._observed is None or self._observed[0] is not integer:
             self._observed = integer, observe(integer, self.x)
         return self._observed[1]
@@ -214,15 +241,27 @@ class Quantizer:
             )
             for neuron in integer.neurons
         )
-        _refuse(nodes)
+        readout = None
+        if (name := integer.readout.name) in worst:
+            readout = QuantizedReadout(name, facts["scales"][name], worst[name], observed.get(name))
         changed = int(np.count_nonzero(predictions(self.before) != predictions(after)))
         accuracies = {}
         if self.labels is not None:
             traces = {"float network": self.before, "integer network": after}
             accuracies = {name: Accuracy.of(predictions(trace), self.labels) for name, trace in traces.items()}
-        return Quantization(
-            integer, None, after.samples, changed, nodes, accuracies, tuple(notes), finetuning=tuple(finetuning)
+        result = Quantization(
+            integer,
+            None,
+            after.samples,
+            changed,
+            nodes,
+            readout,
+            accuracies,
+            tuple(notes),
+            finetuning=tuple(finetuning),
         )
+        _refuse(result)
+        return result
 
 
 def fold(net: Network) -> tuple[Network, list[str]]:
@@ -252,7 +291,9 @@ def moments_of(net: Network, x: Array, trace: Trace) -> dict[str, Moments]:
 
 
 def observe(net: Network, x: Array) -> dict[str, Ranges]:
-    """The ranges of each neuron node of an integer network over raw inputs; empty for a recurrent one."""
+    """The ranges of each neuron node, and of a membrane readout, of an integer network over raw inputs; empty for a
+    recurrent one.
+    """
     import torch
 
     from snnkit.training.integer import IntegerNetwork
@@ -265,17 +306,18 @@ def _excess(ranges: Ranges) -> float:
     return max(max(-r.low, r.high) / r.limit for r in (ranges.sum, ranges.u, ranges.v))
 
 
-def _refuse(nodes: Sequence[QuantizedNode]) -> None:
+def _refuse(result: Quantization) -> None:
     """Raises where a layer tells nothing apart, or left its range in spite of the scale that was chosen."""
     dead, outside = [], []
-    for node in nodes:
+    for node in result.nodes:
         for rate, what in ((node.rate_integer, "never fires"), (1 - node.rate_integer, "fires at every timestep")):
             if rate == 0.0:
                 already = node.rate_float == node.rate_integer
                 before = "in the float network, too" if already else f"float: {100 * node.rate_float:.1f} %"
                 dead.append(f"node '{node.name}' {what} ({before})")
-        if node.observed and (excess := _excess(node.observed)) > 1:
-            outside.append(f"node '{node.name}' reaches {excess:.2f} times what 24 bits hold")
+    for layer in result.layers:
+        if layer.observed and (excess := _excess(layer.observed)) > 1:
+            outside.append(f"node '{layer.name}' reaches {excess:.2f} times what 24 bits hold")
     if dead:
         raise UnsupportedError("the integer network is dead", dead, "use more weight bits, or train for longer")
     if outside:

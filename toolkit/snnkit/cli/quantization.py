@@ -29,14 +29,14 @@ def print_quantization(run: str, result: "Quantization") -> None:
     columns = ["neurons", "scale", "v_threshold", "firing rate, float", "integer", "saturated updates"]
     print_table(title, columns, rows)
     ranges = []
-    for node in result.nodes:
+    for layer in result.layers:
         cells = []
         for what in ("sum", "u", "v"):
-            worst = getattr(node.worst, what)
-            cells.append(_share(getattr(node.observed, what)) if node.observed else "not known")
+            worst = getattr(layer.worst, what)
+            cells.append(_share(getattr(layer.observed, what)) if layer.observed else "not known")
             cells.append(_share(worst))
-        ranges.append([node.name, *cells])
-    columns = ["neurons", "sum", "worst case", "u", "worst case", "v", "worst case"]
+        ranges.append([layer.name, *cells])
+    columns = ["neurons and readout", "sum", "worst case", "u", "worst case", "v", "worst case"]
     print_table("largest value as a share of what 24 bits hold, observed and in the worst case", columns, ranges)
     for note in result.notes:
         say(note)

@@ -61,7 +61,8 @@ def print_agreement(agreement: "Agreement") -> None:
         say(f"{pair}: identical, every spike of every layer at every timestep, and every readout")
         return
     differing = {name: count for name, count in agreement.spike_mismatches.items() if count}
-    say(f"{pair}: DIFFERENT spikes {differing}, {agreement.readout_mismatches} samples with other readouts{missing}")
+    spikes = f"DIFFERENT spikes {differing}, " if differing else "the same spikes, but "
+    say(f"{pair}: {spikes}{agreement.readout_mismatches} samples with other readouts{missing}")
     if agreement.divergence is not None:
         where = agreement.divergence
         say(f"  first: timestep {where.timestep}, {where.node}, sample {where.sample}, neuron {where.neuron}")

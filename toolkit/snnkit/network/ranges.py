@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snnkit.network.ir import DECAY_ONE, LIF, Array, Input, Network, Node, Synapse
+from snnkit.network.ir import DECAY_ONE, LIF, Array, Input, Network, Node, Readout, Synapse
 
 FRACTION_BITS = 6  # u and v carry 6 fractional bits below the unit of weights and thresholds
 STATE_LIMIT = 2**23  # u and v are signed 24-bit numbers
@@ -55,7 +55,8 @@ class Range:
 @dataclass(frozen=True)
 class Ranges:
     """Of a neuron node: the weighted sum that enters in a timestep, without biases, and u and v with their 6 fractional
-    bits, before the reset. The sum's limit is that of the current it becomes.
+    bits, before the reset. The sum's limit is that of the current it becomes. Of a membrane readout, which a chip
+    computes with neurons that never fire, v is the answer so far.
     """
 
     sum: Range
@@ -68,9 +69,13 @@ class Ranges:
 
 
 def worst_case(net: Network) -> dict[str, Ranges]:
-    """What no input can exceed, for each neuron node of an integer network, before any wrapping or saturation."""
+    """What no input can exceed, for each neuron node of an integer network and a membrane readout, before any wrapping
+    or saturation.
+    """
     found = {}
-    for node in net.neurons:
+    for node in net.nodes:
+        if not isinstance(node, LIF | Readout) or (isinstance(node, Readout) and node.mode == "count"):
+            continue
         layers = [source for edge in node.inputs if isinstance(source := net[edge.source], Synapse)]
         outputs = len(layers[0].weight)
         low, high, bias = (np.zeros(outputs, np.int64) for _ in range(3))
@@ -81,12 +86,15 @@ def worst_case(net: Network) -> dict[str, Ranges]:
             if layer.bias is not None:
                 bias = bias + layer.bias.astype(np.int64)
         # of convolutions and dense layers alike a parameter has one value, or one an output channel
-        keep_u, keep_v = ((DECAY_ONE - decay) / DECAY_ONE for decay in (node.current_decay, node.voltage_decay))
+        decays = np.array(DECAY_ONE), np.array(0)
+        if isinstance(node, LIF):
+            decays = node.current_decay, node.voltage_decay
+        keep_u, keep_v = ((DECAY_ONE - decay) / DECAY_ONE for decay in decays)
         u_low = low * 2.0**FRACTION_BITS * _accumulated(keep_u, net.timesteps)
         u_high = high * 2.0**FRACTION_BITS * _accumulated(keep_u, net.timesteps)
         v_low = np.minimum(u_low + bias * 2.0**FRACTION_BITS, 0) * _accumulated(keep_v, net.timesteps)
         v_high = np.maximum(u_high + bias * 2.0**FRACTION_BITS, 0) * _accumulated(keep_v, net.timesteps)
-        if node.reset == "zero":  # what is left from the step before is at most the threshold
+        if isinstance(node, LIF) and node.reset == "zero":  # what is left from the step before is at most the threshold
             left = keep_v * node.v_threshold * 2.0**FRACTION_BITS
             v_high = np.minimum(v_high, left + np.maximum(u_high + bias * 2.0**FRACTION_BITS, 0))
         found[node.name] = Ranges(

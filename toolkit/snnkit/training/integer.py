@@ -51,6 +51,7 @@ class IntegerNetwork(nn.Module):
         facts: dict[str, Any] = net.metadata.get("quantization", {})
         bits, scales = facts.get("weight_bits", 8), facts.get("scales", {})
         self.observing = False
+        self.seen = torch.zeros(3, 2, dtype=torch.float64)  # of the readout, as of Neurons
         self.layers = nn.ModuleDict()
         for node in net.nodes:
             if isinstance(node, Synapse):
@@ -90,6 +91,9 @@ class IntegerNetwork(nn.Module):
                     biases = [b for layer in self._layers(node) if (b := layer.shaped_bias) is not None]
                     total = _total([*arrived, *biases])
                     values[node.name] = total.expand(net.timesteps, *total.shape[1:])
+                    if self.observing:
+                        sums, answers = _total(arrived).double(), values[node.name].double().cumsum(0)
+                        self.seen = torch.stack([torch.stack(x.aminmax()) for x in (sums, sums * ONE, answers * ONE)])
         return values[net.readout.name]
 
     def _layers(self, node: Node) -> "list[Synapses]":
@@ -131,13 +135,18 @@ class IntegerNetwork(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor, batch_size: int = 128) -> dict[str, Ranges]:
-        """The ranges that sums, u and v of each neuron node have over raw inputs, before wrapping and saturation."""
+        """The ranges that sums, u and v of each neuron node, and of a membrane readout, have over raw inputs, before
+        wrapping and saturation.
+        """
         self.observing = True
+        nodes: list[Node] = list(self.net.neurons)
+        if self.net.readout.mode == "membrane":
+            nodes.append(self.net.readout)
         found: dict[str, Tensor] = {}
         for batch in x.split(batch_size, 0 if self.net.input.encoding == "direct" else 1):  # type: ignore[no-untyped-call]
             self.readouts(batch)
-            for node in self.net.neurons:
-                seen: Tensor = self.layers[key(node.name)].seen  # type: ignore[assignment]
+            for node in nodes:
+                seen: Tensor = self.layers[key(node.name)].seen if isinstance(node, LIF) else self.seen  # type: ignore[assignment]
                 before = found.get(node.name, seen)
                 found[node.name] = torch.stack(
                     [torch.minimum(before[:, 0], seen[:, 0]), torch.maximum(before[:, 1], seen[:, 1])], dim=1
