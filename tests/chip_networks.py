@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout, infer_shapes, verify
+from snnkit.network.depth import relays
 from snnkit.network.ir import Shape
 
 Pair = tuple[int, int]
@@ -136,9 +137,11 @@ def _convolutions(make: _Maker, timesteps: int) -> str:
     seen = ["n0"]
     for index in range(1, int(rng.integers(2, 5))):
         start = previous
-        middle = make.neurons(f"m{index}", [make.synapse(f"a{index}", start)], start)
+        keeps = make.shapes[start] if make.chance(0.3) else None  # a block whose shortcut is the identity
+        like = "any" if keeps is None else "same"
+        middle = make.neurons(f"m{index}", [make.synapse(f"a{index}", start, like=like)], start)
         seen.append(middle)
-        synapses = [make.synapse(f"b{index}", middle, like="same")]
+        synapses = [make.synapse(f"b{index}", middle, like="same", to=keeps)]
         shape = make.shapes[synapses[0]]
         early = make.shapes[start]
         if early == shape:
@@ -208,3 +211,42 @@ def _classifier(make: _Maker, previous: str, *, count: bool) -> None:
 
 def _reads_input_late(make: _Maker) -> bool:
     return sum(edge.source == "in" for node in make.nodes for edge in node.inputs) > 1
+
+
+def traits(net: Network) -> set[str]:
+    """What a network holds of all that :func:`chip_network` can make."""
+    entry, found = net.input, {f"a {net.readout.mode} readout", f"a stem on the {net.stem}"}
+    found |= {entry.encoding, "graded input" if entry.bits > 1 else "binary input", f"{entry.bits} input bits"}
+    weights = np.concatenate([synapse.weight.ravel().astype(np.int64) for synapse in net.synapses])
+    found.add(f"{int(max(-weights.min() - 1, weights.max())).bit_length() + 1} weight bits")
+    if relays(net):
+        found.add("relays")
+    if net.recurrent:
+        found.add("loop")
+    for neuron in net.neurons:
+        found.add("CUBA" if neuron.current_decay < 4096 else "LIF" if neuron.voltage_decay else "IF")
+    for node in net.nodes:
+        if any(edge.delay for edge in node.inputs):
+            found.add("delay")
+        if isinstance(node, Affine | Conv2d) and node.bias is not None and node.bias.any():
+            found.add("bias")
+        if isinstance(node, Affine):
+            found.add("head" if isinstance(net.consumers(node.name)[0], Readout) else "dense")
+        if isinstance(node, Conv2d):
+            found |= _geometry(node)
+    return found
+
+
+def _geometry(conv: Conv2d) -> set[str]:
+    kernel = conv.weight.shape[2:]
+    wide = [dilation for dilation, size in zip(conv.dilation, kernel, strict=True) if size > 1]
+    present = {
+        "stride": max(conv.stride) > 1,
+        "different strides": conv.stride[0] != conv.stride[1],
+        "groups": conv.groups > 1,
+        "dilation": max(wide, default=1) > 1,
+        "padding": max(conv.padding) > 0,
+        "identity shortcut": conv.name[0] in "if",
+        "1x1 shortcut": conv.name[0] == "p",
+    }
+    return {"convolution"} | {name for name, holds in present.items() if holds}
