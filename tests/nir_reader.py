@@ -93,6 +93,8 @@ class Reader:
                 out = convolve(x, node.weight, node.stride, node.padding, node.dilation, int(node.groups))
                 return out + node.bias[:, None, None]
             case nir.Conv1d():
+                if not np.ndim(x):
+                    x = np.zeros((node.weight.shape[1] * int(node.groups), node.input_shape))
                 pairs = ((1, node.stride), (0, node.padding), (1, node.dilation))
                 along = [(fill, int(np.ravel(value)[0])) for fill, value in pairs]
                 out = convolve(x[:, None], node.weight[:, :, None], *along, int(node.groups))

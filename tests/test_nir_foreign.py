@@ -224,6 +224,37 @@ def test_a_recurrent_convolution(tmp_path: Path) -> None:
     assert assert_equal_spikes(graph, tmp_path).recurrent
 
 
+@pytest.mark.parametrize("kind", ["IF", "Threshold"])
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 4, 4)])
+def test_a_recurrent_edge_through_a_delay(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Its shape is that of the neuron that it comes from, whose spikes are not computed yet."""
+    line = nir.Conv1d(4, dyadic(3, 2, 3), stride=1, padding=1, dilation=1, groups=1, bias=dyadic(3))
+    first = {1: affine(4, 5), 2: line, 3: conv(2, 3)}[len(shape)]
+    firing = neurons("IF", shape) if kind == "IF" else nir.Threshold(np.full(shape, 0.5))
+    size = int(np.prod(shape))
+    entry = {1: (4,), 2: (2, 4), 3: (2, 4, 4)}[len(shape)]
+    graph = chain(first, firing, *([flat(*shape)] if len(shape) > 1 else []), affine(size, 3), shape=entry)
+    graph.nodes["wait"] = nir.Delay(np.full(shape, 2 * DT))
+    graph.edges += [("n1", "wait"), ("wait", "n1")]
+    assert [edge.delay for edge in assert_equal_spikes(graph, tmp_path)["n1"].inputs] == [0, 2]
+
+
+def test_a_recurrent_convolution_of_a_sequence(tmp_path: Path) -> None:
+    first, own = (nir.Conv1d(4, dyadic(3, c, 3), 1, 1, 1, 1, dyadic(3)) for c in (2, 3))
+    graph = chain(first, neurons("LIF", (3, 4)), flat(3, 4), affine(12, 3), shape=(2, 4))
+    graph.nodes["own"] = own
+    graph.edges += [("n1", "own"), ("own", "n1")]
+    assert assert_equal_spikes(graph, tmp_path).recurrent
+
+
+def test_a_recurrent_edge_of_unknown_shape_is_refused(tmp_path: Path) -> None:
+    graph = chain(affine(4, 5), nir.IF(r=np.ones((1, 1, 1, 5)), v_threshold=np.ones((1, 1, 1, 5))), shape=(4,))
+    graph.nodes["wait"] = nir.Flatten({"input": np.array([5])}, start_dim=0)
+    graph.edges += [("n1", "wait"), ("wait", "n1")]
+    with pytest.raises(UnsupportedError, match=r"'wait' \(Flatten\) reads only spikes that come back, of neurons"):
+        imported(graph, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["LI", "I"])
 def test_a_leaky_readout(kind: str, tmp_path: Path) -> None:
     graph = chain(affine(4, 5), neurons("IF", (5,)), affine(5, 3), neurons(kind, (3,), r=1.0), shape=(4,))

@@ -16,6 +16,7 @@ from snnkit.interchange.nir_records import (
     MAX_VALUES,
     NotTakenError,
     all_close,
+    as_image,
     weights,
     whole_numbers,
 )
@@ -26,6 +27,7 @@ KNOWN = (
     *("Input", "Output", "Affine", "Linear", "Conv1d", "Conv2d", "SumPool2d", "AvgPool2d", "Flatten", "Scale"),
     *("Delay", "Threshold", "IF", "LIF", "CubaLIF", "LI", "I"),
 )
+SHAPED = {"Delay": "delay", "Scale": "scale"}  # one value an element of what they read
 HINT = "change these nodes where the graph was made, or leave them out"
 
 
@@ -173,17 +175,26 @@ class Importer(Neurons):
         return Value(tuple(edges), shapes.pop() if shapes else self._declared(name, sources))
 
     def _declared(self, name: str, sources: list[str]) -> Shape | None:
-        """The shape of what a node reads that reads late spikes only, as it or the neuron says."""
+        """The shape of what a node reads that reads late spikes only, as it or the neuron says; a neuron may not."""
         record = self.graph.nodes[name]
         if record["type"] in ("Affine", "Linear"):
             return weights(record).shape[1:]
         if record["type"] == "Conv2d" and "input_shape" in record:
             channels = weights(record).shape[1] * math.prod(whole_numbers(record, "groups"))
             return (channels, *whole_numbers(record, "input_shape"))
-        said = (self.graph.nodes[source].get("v_threshold") for source in sources)
-        shapes = {threshold.shape for threshold in said if isinstance(threshold, np.ndarray)}
+        own = SHAPED.get(record["type"])
+        said = [record.get(own)] if own else [self._theta(source) for source in sources]
+        shapes = {as_image(array.shape) for array in said if isinstance(array, np.ndarray)}
         shape = shapes.pop() if len(shapes) == 1 else ()
-        return shape if len(shape) in (1, 3) else None
+        if len(shape) in (1, 3):
+            return shape
+        if sources and record["type"] not in (*NEURONS, "LI", "I"):
+            raise NotTakenError("reads only spikes that come back, of neurons that do not say their shape")
+        return None
+
+    def _theta(self, name: str) -> Any:
+        record = self.graph.nodes[name]
+        return record.get("threshold" if record["type"] == "Threshold" else "v_threshold")
 
     def _output(self, _name: str, _record: Record, operand: Value) -> Value:
         readout = self._free("readout")

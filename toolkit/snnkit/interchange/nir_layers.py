@@ -13,6 +13,7 @@ from snnkit.interchange.nir_records import (
     MAX_VALUES,
     NotTakenError,
     all_close,
+    as_image,
     given_axes,
     numbers,
     padding,
@@ -79,7 +80,7 @@ class Layers:
 
     def _input(self, name: str, record: Record, _operand: Value) -> Value:
         given = whole_numbers(record, "shape")
-        shape = (given[0], 1, given[1]) if len(given) == 2 else given  # a sequence is an image of one row
+        shape = as_image(given)
         if len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
             raise NotTakenError(f"has shape {given}; (N,), (C, L) and (C, H, W) are taken")
         self._add(Input(name=name, shape=shape, encoding=self.encoding))

@@ -11,6 +11,7 @@ from snnkit.interchange.nir_records import (
     CLOSE,
     NotTakenError,
     all_close,
+    as_image,
     numbers,
     one_if_close,
     per_channel,
@@ -130,7 +131,7 @@ class Neurons(Layers):
         """The operand's shape; behind nothing but late edges, that of the parameter."""
         if operand.shape is not None:
             return operand.shape
-        shape = numbers(record, key).shape
+        shape = as_image(numbers(record, key).shape)
         if len(shape) not in (1, 3):
             raise NotTakenError(f"has parameters of shape {shape}, so its size is unknown")
         return shape

@@ -62,6 +62,11 @@ def padding(record: Record, kernel: Shape, stride: Pair, dilation: Pair, *, flat
     return spans[0] // 2, spans[1] // 2
 
 
+def as_image(shape: Shape) -> Shape:
+    """A sequence (C, L) is an image of one row."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
 def per_channel(record: Record, key: str, shape: Shape) -> Array:
     """A parameter of a node of ``shape`` as float64: a scalar, or one a channel [C] where they differ."""
     array = numbers(record, key)
