@@ -200,7 +200,7 @@ def damage(valid: bytes, suffix: str, seed: int) -> bytes:
 def read(path: Path) -> str:
     """``valid``, or the error that a user sees; any other exception passes."""
     try:
-        describe_file(path)
+        json.dumps(describe_file(path), allow_nan=False)
         if path.suffix == ".nir":
             nir_read.read(path, nir_read.Choices(reset="zero", dt=1e-4, timesteps=2))
     except SnnkitError as error:

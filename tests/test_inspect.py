@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import NetworkError
+from snnkit.interchange import nir_file
 from snnkit.network import quantize
 from snnkit.pipeline import describe_file
 from snnkit_exporters import lava, nir
@@ -36,8 +38,44 @@ def test_every_exported_file_says_what_it_holds(tmp_path: Path, capsys: pytest.C
     assert "vThMant" in found["net"]["nodes"][1]["parameters"]
     assert found["net"]["timesteps"] == 4
     assert {"Conv2d", "LIF", "Input", "Output"} <= {row["kind"] for row in found["nir"]["nodes"]}
+    rows = {row["node"]: row["parameters"] for row in found["nir"]["nodes"]}
+    assert rows["input"] == "shape 1x4x4"
+    assert "stride 1x1" in rows["conv"]
+    assert "r 3x4x4 of 1, " in rows["lif"]
+    said = found["nir"]["metadata"]
+    assert (found["nir"]["timesteps"], said["dt"], said["reset"], said["encoding"]) == (4, 1e-4, "zero", "direct")
+    assert all(len(str(value)) <= 200 for value in said.values())
     assert snnkit_command(["inspect", str(tmp_path / "net.onnx")]) == 0
     assert "step ONNX network, 4 timesteps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["unrolled", "step", "scan"])
+def test_every_input_of_an_onnx_file_says_what_it_takes(form: Any, tmp_path: Path) -> None:
+    exporter.export(quantize(float_network()), tmp_path / "net.onnx", exporter.Options(form=form))
+    said = {row["node"]: row["parameters"] for row in describe_file(tmp_path / "net.onnx")["nodes"]}
+    assert said["input"] == "clip(rint(sample / 0.0666667) + 0, 0, 15)"
+    if form == "scan":
+        assert said["timesteps"] == "[T], how many timesteps to run; the network is made for 4"
+    if form == "step":
+        assert said["lif.v"] == "zeros at first, then 'lif.v.next' of the timestep before"
+        assert said["readout.sum"] == "zeros at first, then 'readout' of the timestep before"
+
+
+def test_what_a_foreign_file_says_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "w\x1b[31m\x9b2J\u202e[bold]é"
+    foreign = model(numpy_helper.from_array(np.zeros((1, 4), np.float32), "w"))
+    foreign.graph.initializer[0].name = foreign.graph.node[0].input[1] = name
+    foreign.producer_name = name
+    (tmp_path / "foreign.onnx").write_bytes(foreign.SerializeToString())
+    graph = nir_file.Graph(
+        {"input": {"type": "Input", "shape": np.array([1])}, name: {"type": name}}, [("input", name)]
+    )
+    nir_file.write(graph, tmp_path / "foreign.nir")
+    shown = "w\\x1b[31m\\x9b2J\\u202e[bold]é"
+    assert snnkit_command(["inspect", str(tmp_path / "foreign.onnx")]) == 0
+    assert capsys.readouterr().out.count(shown) == 2
+    assert snnkit_command(["import", str(tmp_path / "foreign.nir"), "-o", str(tmp_path / "no")]) == 2
+    assert f"node '{shown}' ({shown}) is of an unknown kind" in capsys.readouterr().err
 
 
 def model(tensor: TensorProto) -> onnx.ModelProto:

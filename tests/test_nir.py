@@ -188,6 +188,8 @@ def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(tmp_path / "no.nir"), "-o", "x"], "there is no file"),
         ([str(path), "-o", "x", "--reset", "hard"], "--reset 'hard' is unknown"),
         ([str(path), "-o", "x", "--weights", "w.pt"], "belong to module:function"),
+        ([str(path), "-o", "x", "--timesteps", "0"], "timesteps is 0"),
+        ([str(output), "-o", "x"], "is no NIR file"),
         (["a:b", "-o", "x"], "says neither its input nor its timesteps"),
         (["a:b", "-o", "x", "--dt", "1", "--timesteps", "4"], "--dt belongs to .nir files"),
         (["a:b", "-o", "x", "--input-shape", "1,2", "--timesteps", "4"], "'1,2' is not a shape"),
@@ -195,6 +197,14 @@ def test_import_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(["import", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not Path("x").exists()
+    assert run(["import", str(path), "-o", str(output), "--at-threshold", "fire"]) == 0
+    assert capsys.readouterr().err == "note: the file says everything itself; at_threshold not used\n"
+    (tmp_path / "net.onnx").write_bytes(b"")
+    for command in (["run"], ["export", "-t", "onnx"], ["quantize"]):
+        assert run([*command, str(path)]) == 2
+        assert "is a NIR file\nhint: make a network of it: snnkit import" in capsys.readouterr().err
+        assert run([*command, str(tmp_path / "net.onnx")]) == 2
+        assert "is an exported file\nhint: give the network or the run" in capsys.readouterr().err
 
 
 @settings(max_examples=25)

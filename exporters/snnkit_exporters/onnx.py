@@ -79,24 +79,44 @@ def _build(net: Network, options: Options) -> onnx.ModelProto:
         raise UnsupportedError("the network cannot be exported to ONNX", reasons, "'snnkit inspect' shows the network")
     plan = Plan(net, options.synapses, net.timesteps if options.form == "unrolled" else None)
     graph = FORMS[options.form](plan, trace=options.trace)
+    for value in graph.input:
+        value.doc_string = _explained(value.name, plan, options)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     model.producer_name, model.producer_version = "snnkit", version("snnkit")
     helper.set_model_props(model, _properties(plan, options))
     return model
 
 
+def _following(plan: Plan, options: Options) -> dict[str, str]:
+    """The state inputs of the step form, and the outputs that they take their next values from."""
+    if options.form != "step":
+        return {}
+    return {state.name: state.following for state in plan.states()} | {"readout.sum": "readout"}
+
+
+def _explained(name: str, plan: Plan, options: Options) -> str:
+    """What an input takes."""
+    net, entry = plan.net, plan.net.input
+    if name == "timesteps":
+        return f"[T], how many timesteps to run; the network is made for {net.timesteps}"
+    if name != "input":
+        return f"zeros at first, then '{_following(plan, options)[name]}' of the timestep before"
+    if entry.encoding == "events":
+        return "the events of one timestep" if options.form == "step" else "the events of all timesteps"
+    if entry.bits == 0:
+        return "the samples as they are"
+    return f"clip(rint(sample / {entry.scale:.6g}) + {entry.zero_point}, 0, {2**entry.bits - 1})"
+
+
 def _properties(plan: Plan, options: Options) -> dict[str, str]:
     net, entry = plan.net, plan.net.input
-    known = {}
-    if options.form == "step":
-        known = {state.name: state.following for state in plan.states()} | {"readout.sum": "readout"}
     return {
         "snnkit_version": version("snnkit"),
         "form": options.form,
         "arithmetic": "integer" if plan.integer else "float",
         "synapses": options.synapses,
         "timesteps": str(net.timesteps),
-        "states": json.dumps(known),
+        "states": json.dumps(_following(plan, options)),
         "input_encoding": entry.encoding,
         "input_bits": str(entry.bits),
         "input_scale": repr(entry.scale),

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
+
 from snnkit.errors import ConfigError, UsageError
 from snnkit.interchange import nir_read
 from snnkit.interchange.nir_read import Choices, Imported
 from snnkit.network import Network, save
-from snnkit.network.storage import load as load_file
-from snnkit.pipeline import first_samples, load_samples
+from snnkit.pipeline import first_samples, load, load_samples
 from snnkit.quantization import CALIBRATION, Quantization, quantize
 
 
@@ -85,6 +86,8 @@ def import_to_file(
     else:
         if weights is not None or input_shape is not None:
             raise UsageError("--weights and --input-shape belong to module:function", "leave them out")
+        if Path(source).suffix.lower() != ".nir" and not h5py.is_hdf5(source):
+            raise UsageError(f"'{source}' is no NIR file", "give FILE.nir, or module:function that returns a module")
         imported = import_nir(source, choices)
     save(imported.network, output)
     return imported
@@ -104,11 +107,7 @@ def quantize_file(
     ``settings`` are those of :func:`snnkit.quantization.quantize`.
     """
     path = Path(path)
-    if path.suffix == ".nir":
-        raise UsageError(
-            f"'{path}' is a NIR file", f"make a network of it: snnkit import {path} -o {path.stem}.safetensors"
-        )
-    net = load_file(path)
+    net = load(path)
     if data is None:
         raise UsageError("a network file brings no calibration samples", "name them with --data NAME or x.npy[,y.npy]")
     samples = first_samples(net, load_samples(net, data), CALIBRATION if calibrate is None else max(1, calibrate))

@@ -44,12 +44,24 @@ PathLike = str | os.PathLike[str]
 def load(path: PathLike) -> Network:
     """The network in a file, or the quantised network of a run directory."""
     path = Path(path)
+    if path.is_file():
+        _expect_network(path)
     if not path.is_dir():
         return load_file(path)
     run = Run.open(path)
     if not run.network.is_file():
         raise RunFolderError(f"the run '{path}' has no quantised network yet", f"make it with 'snnkit quantize {path}'")
     return load_file(run.network)
+
+
+def _expect_network(path: Path) -> None:
+    kind = path.suffix.lower()
+    if kind == ".nir":
+        hint = f"make a network of it: snnkit import {path} -o {path.stem}.safetensors"
+        raise UsageError(f"'{path}' is a NIR file", hint)
+    if kind in (".onnx", ".net"):
+        hint = "give the network or the run that it was exported from; 'snnkit inspect' shows the file"
+        raise UsageError(f"'{path}' is an exported file", hint)
 
 
 @dataclass(frozen=True, eq=False)

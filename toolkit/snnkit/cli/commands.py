@@ -2,14 +2,13 @@
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from snnkit.cli.output import print_json, print_table, say
+from snnkit.cli.output import note, print_json, print_table, say
 
 app = typer.Typer(
     name="snnkit",
@@ -327,8 +326,8 @@ def export(
         files = {name: [str(path) for path in paths] for name, paths in written.items()}
         print_json({"exports": files, "notes": notes})
         return
-    for note in notes:
-        print(f"note: nir: {note}", file=sys.stderr)
+    for text in notes:
+        note(f"nir: {text}")
     for name, paths in written.items():
         for path in paths:
             say(f"{name}: {path} ({path.stat().st_size / 1024:.0f} KiB)")

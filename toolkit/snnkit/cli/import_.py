@@ -1,9 +1,8 @@
 """``snnkit import``: what came in, and what to know about it."""
 
-import sys
 from typing import Any, get_args
 
-from snnkit.cli.output import print_json, say
+from snnkit.cli.output import note, print_json, say
 from snnkit.errors import UsageError, did_you_mean
 from snnkit.foreign import import_to_file
 from snnkit.interchange.nir_read import Choices, Encoding, Reset
@@ -34,8 +33,8 @@ def show(
     if json:
         print_json({"file": output, "exact": imported.exact, "notes": list(imported.notes), **described})
         return
-    for note in imported.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in imported.notes:
+        note(text)
     neurons = len(imported.network.neurons)
     exactly = ", exactly as it was exported" if imported.exact else ""
     say(

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from snnkit.cli.output import printable
 from snnkit.errors import SnnkitError, did_you_mean
 
 # typer carries its own copy of click; its base classes are reached through the one that typer exports
@@ -77,5 +78,5 @@ def _usage_hint(error: Any) -> str:
 def _report(message: str, hint: str) -> int:
     """Two lines on stderr, whatever the texts hold."""
     for label, text in (("error", message), ("hint", hint)):
-        print(f"{label}: {' '.join(text.split()).rstrip('.')}", file=sys.stderr)
+        print(f"{label}: {printable(' '.join(text.split()).rstrip('.'))}", file=sys.stderr)
     return 2

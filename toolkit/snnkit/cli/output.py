@@ -3,10 +3,17 @@
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
 SCHEMA = 1
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that a terminal would obey: names and metadata come from anybody's files."""
+    plain = (c if c == "\n" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
+    return text if text.isascii() and text.isprintable() else "".join(plain)
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -45,15 +52,21 @@ def _print(
         if name:
             table.add_row(Text(name, style="bold"))
         for row in rows:
-            table.add_row(*(Text(f"  {cell}" if name and index == 0 else cell) for index, cell in enumerate(row)))
+            cells = [printable(cell) for cell in row]
+            table.add_row(*(Text(f"  {cell}" if name and index == 0 else cell) for index, cell in enumerate(cells)))
         table.add_section()
-    console.print(Text(title, style="bold"))
+    console.print(Text(printable(title), style="bold"))
     console.print(table)
 
 
 def say(text: str = "") -> None:
     """A line on stdout."""
-    print(text)
+    print(printable(text))
+
+
+def note(text: str) -> None:
+    """What to know beside the answer, on stderr."""
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def percent(value: float) -> str:

@@ -16,6 +16,7 @@ from snnkit.interchange.hdf5 import Reader
 
 Record: TypeAlias = dict[str, Any]  # "type", parameters as arrays or strings, possibly a dictionary "metadata"
 NIR_VERSION = "1.0.8"  # whose layout is written
+MAX_SHOWN = 200  # characters of a text that are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,34 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     graph = read(path)
     rows = []
     for name, record in graph.nodes.items():
-        arrays = {key: value for key, value in record.items() if isinstance(value, np.ndarray)}
-        sizes = [f"{key} {'x'.join(map(str, array.shape)) or array.item()}" for key, array in arrays.items()]
+        known = [f"{key} {_shown(value)}" for key, value in record.items() if key not in ("type", "metadata")]
         sources = ", ".join(source for source, target in graph.edges if target == name)
-        row = {"node": name, "kind": record["type"], "reads": sources, "output": "", "parameters": ", ".join(sizes)}
+        row = {"node": name, "kind": record["type"], "reads": sources, "output": "", "parameters": ", ".join(known)}
         rows.append(row)
-    return {"kind": "NIR", "timesteps": "unknown", "nodes": rows, "metadata": {}}
+    said = {key: _said(value) for key, value in graph.metadata.items()}
+    return {"kind": "NIR", "timesteps": said.get("timesteps", "unknown"), "nodes": rows, "metadata": said}
+
+
+def _said(value: Any) -> Any:
+    """What the metadata say, in short: a number, a text, or how much there is."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        number = value.item()
+        return number if np.isfinite(number) else str(number)
+    if isinstance(value, str):
+        return value if len(value) <= MAX_SHOWN else f"{len(value):,} characters"
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """A parameter in short: a few whole numbers as they are, one number that fills an array, else the array's shape."""
+    if not isinstance(value, np.ndarray):
+        return value if isinstance(value, str) else "..."
+    if value.size <= 4 and value.dtype.kind in "iu":
+        return "x".join(str(number) for number in value.flat)
+    shape = "x".join(map(str, value.shape))
+    if value.size and value.dtype.kind in "fiu" and (value == value.flat[0]).all():
+        return f"{shape} of {value.flat[0]:g}" if shape else f"{value.item():g}"
+    return shape
 
 
 class _Reader(Reader):

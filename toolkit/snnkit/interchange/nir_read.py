@@ -39,10 +39,11 @@ def from_graph(graph: Graph, choices: Choices, path: Path) -> Imported:
     if KEY in graph.metadata:
         net = restored(graph, path)
         if net is not None:
-            if choices.timesteps:
+            if choices.timesteps is not None:
                 net = replace(net, timesteps=choices.timesteps)
                 verify(net)
             given = [name for name in ("reset", "dt", "encoding", "dialect") if getattr(choices, name) is not None]
+            given += ["at_threshold"] if choices.at_threshold == "fire" else []
             ignored = [f"the file says everything itself; {', '.join(given)} not used"] if given else []
             return Imported(net, exact=True, notes=tuple(ignored))
         notes.append("the graph was changed after snnkit wrote it, so it is read as any other")

@@ -14,6 +14,7 @@ from snnkit.errors import NetworkError
 
 MAX_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_NODES = 100_000
+MAX_SHOWN = 200  # characters of what an input says of itself
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -110,7 +111,11 @@ def _describe(model: ModelProto) -> dict[str, Any]:
     properties = {entry.key: entry.value for entry in model.metadata_props}
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
-    rows = [_row(value.name, "input", _dims(value)) for value in graph.input if value.name not in constants]
+    rows = [
+        _row(value.name, "input", _dims(value), " ".join(value.doc_string.split())[:MAX_SHOWN])
+        for value in graph.input
+        if value.name not in constants
+    ]
     for tensor in graph.initializer:
         if len(tensor.dims) > 1:
             shape = "x".join(map(str, tensor.dims))
