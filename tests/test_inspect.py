@@ -29,7 +29,7 @@ def test_every_exported_file_says_what_it_holds(tmp_path: Path, capsys: pytest.C
         assert snnkit_command(["inspect", str(tmp_path / f"net.{suffix}"), "--json"]) == 0
         found[suffix] = json.loads(capsys.readouterr().out)
     assert found["onnx"]["kind"] == "step ONNX"
-    assert found["onnx"]["metadata"]["input_bits"] == "4"
+    assert found["onnx"]["metadata"]["input_bits"] == str(net.input.bits)
     rows = {row["node"]: row for row in found["onnx"]["nodes"]}
     assert rows["lif.v"]["output"] == "batchx3x4x4 float"
     assert rows["conv.weight"]["parameters"] == "float"
@@ -51,7 +51,8 @@ def test_every_exported_file_says_what_it_holds(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("form", ["unrolled", "step", "scan"])
 def test_every_input_of_an_onnx_file_says_what_it_takes(form: Any, tmp_path: Path) -> None:
-    exporter.export(quantize(float_network()), tmp_path / "net.onnx", exporter.Options(form=form))
+    net = quantize(float_network(), input_bits=4)
+    exporter.export(net, tmp_path / "net.onnx", exporter.Options(form=form))
     said = {row["node"]: row["parameters"] for row in describe_file(tmp_path / "net.onnx")["nodes"]}
     assert said["input"] == "clip(rint(sample / 0.0666667) + 0, 0, 15)"
     if form == "scan":

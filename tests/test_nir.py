@@ -103,7 +103,7 @@ def test_the_metadata_says_what_a_reader_needs(tmp_path: Path) -> None:
     assert set(graph.nodes) == {"input", "conv", "lif", "flat", "fc", "output"}
     said = graph.metadata
     assert (float(said["dt"]), int(said["timesteps"]), said["reset"], said["dialect"]) == (1e-3, 4, "zero", "r=1/dt")
-    assert (said["arithmetic"], said["encoding"], int(said["input_bits"])) == ("integer", "direct", 4)
+    assert (said["arithmetic"], said["encoding"], int(said["input_bits"])) == ("integer", "direct", net.input.bits)
     assert float(said["input_scale"]) == net.input.scale
     assert json.loads(said["scales"]) == net.metadata["quantization"]["scales"]
     lif = graph.nodes["lif"]

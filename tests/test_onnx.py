@@ -136,7 +136,7 @@ def test_metadata_says_how_to_use_the_file(tmp_path: Path) -> None:
         "synapses": "int8",
         "timesteps": "4",
         "input_encoding": "direct",
-        "input_bits": "4",
+        "input_bits": str(net.input.bits),
         "input_zero_point": "0",
         "classes": '["a", "b"]',
         "dataset": "digits",
