@@ -1,7 +1,9 @@
 """Checkpoints in pieces, and what is left of a run that was killed or whose disk is full."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from snnkit.errors import ConfigError, RunFolderError, UsageError
 from snnkit.runs import Run
 from snnkit.training import checkpoint, pieces
 from snnkit.training.checkpoint import Storage
+from snnkit.training.schedule import build_optimizer
 from snnkit.training.trainer import distill, load_student
 
 SMALL = (
@@ -137,13 +140,78 @@ def test_resume_reads_either_form_and_a_compact_one_comes_close(tmp_path, monkey
     assert "not bit for bit" in capsys.readouterr().err
     stored = checkpoint.read(compact.last).tensors
     assert {stored[name].dtype for name in stored if name.endswith("exp_avg")} >= {torch.bfloat16}
-    assert stored["ema.classifier.weight"].dtype == torch.bfloat16
-    assert stored["model.classifier.weight"].dtype == torch.float32
+    assert stored["ema.classifier.weight"].dtype == stored["model.classifier.weight"].dtype == torch.float16
+    assert stored["model.classifier.bias"].dtype == torch.float32
     summary = distill(config, compact, resume=True, quiet=False)
     assert "not bit for bit" in capsys.readouterr().err
     assert summary.finished
     Run.create(mixed.path, "x", force=True)
     assert list(mixed.path.iterdir()) == []
+
+
+def test_checkpoints_every_few_epochs_and_where_a_run_stops_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "MIB", 2**13)
+    config = load_config(None, SMALL)
+    whole, rare, moved = (Run(tmp_path / name) for name in ("whole", "rare", "moved"))
+    distill(config, whole)
+    written = []
+    write = checkpoint.write_training_state
+
+    def counted(path, objective, average, optimizer, header, storage):
+        written.append((header["phase"], header["epoch"]))
+        write(path, objective, average, optimizer, header, storage)
+
+    monkeypatch.setattr(checkpoint, "write_training_state", counted)
+    every = Storage(shard_mb=2, every=3)
+    distill(config, rare, stop_after=6, storage=every)
+    assert written == [("teacher", 2), ("student", 3), ("student", 4)]
+    written.clear()
+    shutil.copytree(rare.path, moved.path)
+    shutil.rmtree(rare.path)
+    distill(config, moved, resume=True, storage=every)
+    assert written == [("student", 6), ("student", 8)]
+    assert_same_runs(whole, moved)
+
+    header = {**checkpoint.read_header(moved.last), "epoch": 3}
+    monkeypatch.setattr(checkpoint, "read_header", lambda _path: header)
+    moved.best.unlink()
+    with pytest.raises(RunFolderError, match=r"best.safetensors' is missing"):
+        distill(config, moved, resume=True)
+    with pytest.raises(UsageError, match="every 0 epochs"):
+        Storage(every=0)
+
+
+def test_a_compact_checkpoint_holds_five_bytes_a_parameter(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.Conv2d(64, 64, 3))
+    settings = load_config(None, ["train.optimizer=sgd", "train.lr=0.1"]).train
+    optimizer, average = build_optimizer(model, settings), copy.deepcopy(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 32, 8, 8)).square().mean().backward()
+        optimizer.step()
+    average[0].weight.data[0, 0, 0, 0] = 1e6  # beyond float16
+    path = tmp_path / "last.safetensors"
+    checkpoint.write_training_state(path, model, average, optimizer, {}, Storage(compact=True))
+    weights = model[0].weight.numel() + model[2].weight.numel()
+    assert path.stat().st_size < 5.0 * weights + 20_000
+    expected = copy.deepcopy(model.state_dict()), copy.deepcopy(average.state_dict())
+    momenta = [entries["momentum_buffer"].clone() for entries in optimizer.state.values()]
+    for tensor in (*model.state_dict().values(), *average.state_dict().values()):
+        tensor.zero_()
+    optimizer = build_optimizer(model, settings)
+    checkpoint.restore_training_state(checkpoint.read(path), model, average, optimizer)
+    for module, states in ((model, expected[0]), (average, expected[1])):
+        for name, tensor in module.state_dict().items():
+            assert torch.allclose(tensor.double(), states[name].double(), rtol=2**-8, atol=1e-7), name
+    assert average[0].weight.detach().flatten()[0].item() == pytest.approx(1e6, rel=2**-8)
+    for entries, momentum in zip(optimizer.state.values(), momenta, strict=True):
+        found = entries["momentum_buffer"].flatten(1) if momentum.dim() > 1 else entries["momentum_buffer"][:, None]
+        momentum = momentum.reshape(found.shape)
+        limit = momentum.abs().amax(1, keepdim=True) / 254 * 1.001
+        assert ((found - momentum).abs() <= limit).all()
+        assert float((found - momentum).norm() / momentum.norm()) < 0.02
+    assert all(entries["momentum_buffer"].dtype == torch.float32 for entries in optimizer.state.values())
 
 
 INTERRUPTED = """

@@ -225,6 +225,16 @@ def test_features_are_spikes_or_the_currents_into_the_neurons(features):
     assert not any(name.startswith("_teacher") for name in made.state_dict())
 
 
+def test_stages_of_different_numbers_are_paired_by_name():
+    made, x = objective("losses.feature=1", "losses.stages=[[0, 1]]", student=Student(taps=("b_neuron",)))
+    _, values = made(x, torch.tensor([0, 1, 2]))
+    (teacher,) = made._teacher
+    with torch.no_grad(), tapped(teacher) as theirs, tapped(made.model) as mine:
+        teacher(x), made.model(x)
+        expected = losses.feature_alignment(made.projectors[0](mine[0].mean(0)), theirs[1])
+    assert values["feature"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_all_losses_at_once_reach_every_weight_and_leave_the_teacher_alone():
     names = ("ensemble", "entropy", "prefix", "kl", "feature", "activation_map")
     made, x = objective(*(f"losses.{name}=0.5" for name in names), "losses.kl_on=mean", "losses.cross_entropy_on=mean")
@@ -252,7 +262,9 @@ def test_losses_are_of_full_precision_under_autocast(precision):
     ("settings", "models", "message"),
     [
         (["losses.feature=1", "losses.projector=none"], {}, "'none' cannot map 4 channels to 6"),
-        (["losses.feature=1", "losses.stages=[2]"], {}, "names stage 2, but there are 2"),
+        (["losses.feature=1", "losses.stages=[2]"], {}, "names stage 2, but there are 2 in the student"),
+        (["losses.feature=1", "losses.stages=[[1, 3]]"], {}, "names stage 3, but there are 2 in the teacher"),
+        (["losses.feature=1"], {"student": Student(taps=("b_out",))}, "cannot pair"),
         (
             ["losses.feature=1", "losses.features=membrane"],
             {"student": Student(taps=("a_out", "b_out"))},

@@ -6,7 +6,6 @@ that ``snnkit_targets.reference`` defines, exactly. The input is what ``Input.en
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ import onnx
 import pydantic
 from onnx import TensorProto, helper
 
+from snnkit import __version__
 from snnkit.errors import UnsupportedError
 from snnkit.files import replacing, write_atomically
 from snnkit.network import Network
@@ -82,7 +82,7 @@ def _build(net: Network, options: Options) -> onnx.ModelProto:
     for value in graph.input:
         value.doc_string = _explained(value.name, plan, options)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    model.producer_name, model.producer_version = "snnkit", version("snnkit")
+    model.producer_name, model.producer_version = "snnkit", __version__
     helper.set_model_props(model, _properties(plan, options))
     return model
 
@@ -111,7 +111,7 @@ def _explained(name: str, plan: Plan, options: Options) -> str:
 def _properties(plan: Plan, options: Options) -> dict[str, str]:
     net, entry = plan.net, plan.net.input
     return {
-        "snnkit_version": version("snnkit"),
+        "snnkit_version": __version__,
         "form": options.form,
         "arithmetic": "integer" if plan.integer else "float",
         "synapses": options.synapses,

@@ -18,6 +18,10 @@ FunctionT = TypeVar("FunctionT")
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Stage: TypeAlias = (
+    Annotated[int, Field(ge=0)]
+    | Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], Field(strict=False)]
+)
 Channels: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
 
@@ -155,8 +159,9 @@ class LossesConfig(Section):
     need the teacher.
 
     ``cross_entropy_on``, ``kl_on``: every timestep, or the mean of the logits over time. ``temperature`` is that of all
-    divergences of logits. ``feature`` aligns the tapped ``stages`` (their numbers from 0; default all), as the
-    student's ``spike`` trains or the ``membrane`` input currents, through a ``projector``. ``extra`` maps
+    divergences of logits. ``feature`` aligns the tapped ``stages``, as the student's ``spike`` trains or the
+    ``membrane`` input currents, through a ``projector``; numbers from 0, or pairs [student's, teacher's] where the two
+    have other stages; default all. ``extra`` maps
     ``module:function`` to a weight; it gets (logits [T, N, K], teacher logits [N, K], labels [N]), returns a scalar.
     """
 
@@ -172,7 +177,7 @@ class LossesConfig(Section):
     feature: Weight = 0.1
     features: Literal["spike", "membrane"] = "spike"
     projector: Literal["none", "channelwise", "1x1"] = "1x1"
-    stages: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, strict=False)] | None = None
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, strict=False)] | None = None
     activation_map: Weight = 0.0
     extra: dict[str, Weight] = {}
 
@@ -192,7 +197,8 @@ class TrainConfig(Optimisation):
     """The student's optimisation; what is not in :class:`Optimisation` holds for the teacher's, too.
 
     ``precision``: tf32 matters on NVIDIA GPUs only; bf16 is autocast, with logits and losses in float32; fp64 is for
-    comparisons. ``channels_last`` is the memory layout that convolutions are quicker in. ``curriculum`` {2: 0.6}
+    comparisons. ``channels_last`` is the memory layout that convolutions are quicker in. ``cuda_graph`` launches a step
+    as one piece of work, which keeps a fast GPU busy; elsewhere it changes nothing. ``curriculum`` {2: 0.6}
     trains with 2 timesteps for the first 60 % of the student's steps, then with all. ``freeze_batchnorm`` keeps the
     statistics as they are, for fine-tuning.
     """
@@ -203,6 +209,7 @@ class TrainConfig(Optimisation):
     curriculum: dict[Annotated[int, Field(ge=1, strict=False)], Annotated[float, Field(gt=0, lt=1)]] = {}
     precision: Literal["fp64", "fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = True
+    cuda_graph: bool = False
     freeze_batchnorm: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Count | None = None

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from snnkit import __version__
 from snnkit.errors import RunFolderError
 from snnkit.files import write_atomically
 
-PACKAGES = ("snnkit", "numpy", "torch", "spikingjelly", "scikit-learn", "safetensors", "onnx", "onnxruntime")
+PACKAGES = ("numpy", "torch", "spikingjelly", "scikit-learn", "safetensors", "onnx", "onnxruntime")
 FILES = (
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *("last.safetensors", "best.safetensors", "teacher.safetensors", "network.safetensors"),
@@ -193,7 +194,7 @@ class Run:
 
 def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """Python, platform, processors and package versions, without importing the packages."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"snnkit": __version__}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)

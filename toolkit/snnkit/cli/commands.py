@@ -120,8 +120,11 @@ def distill(
         int | None, typer.Option("--shard-mb", metavar="N", help="write checkpoints in pieces of less than N MiB")
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="half-size optimiser state; a resumed run is then not bit-exact")
+        bool, typer.Option("--compact", help="checkpoints of less than half the size; a resumed run is not bit-exact")
     ] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", metavar="EPOCHS", help="and wherever the run stops; default 1")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and leave")] = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -145,7 +148,7 @@ def distill(
     from snnkit.training.checkpoint import Storage
     from snnkit.training.trainer import distill as train
 
-    storage = Storage(shard_mb, compact)
+    storage = Storage(shard_mb, compact, checkpoint_every)
     if parallel.size() > 1 and output is None:
         raise UsageError("several processes need one run directory", "name it with -o")
     run = Run.create(output, resolved.name, resume=resume, force=force) if parallel.is_first() else Run(output or "")

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from snnkit.config import AugmentConfig
 from snnkit.errors import ConfigError
 from snnkit.training.autoaugment import autoaugment
+from snnkit.training.devices import sent
 from snnkit.training.encoding import as_floats
 
-Labels: TypeAlias = Tensor | tuple[Tensor, Tensor, float]  # [N]; or labels, other labels, weight of the first
+Labels: TypeAlias = Tensor | tuple[Tensor, Tensor, float | Tensor]  # [N]; or labels, other labels, weight of the first
 
 
 class Augmentation:
@@ -76,7 +77,7 @@ def shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     if not pixels:
         return x
     samples, _, height, width = x.shape
-    dy, dx = torch.randint(0, 2 * pixels + 1, (2, samples, 1, 1), generator=generator).to(x.device)
+    dy, dx = sent(torch.randint(0, 2 * pixels + 1, (2, samples, 1, 1), generator=generator), x.device)
     rows = dy + torch.arange(height, device=x.device)[:, None]
     columns = dx + torch.arange(width, device=x.device)
     padded = F.pad(x, (pixels,) * 4)
@@ -86,7 +87,7 @@ def shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Exchanges left and right of each image [N, C, H, W] with probability 1/2."""
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) < 0.5
+    chosen = sent(torch.rand(len(x), 1, 1, 1, generator=generator), x.device) < 0.5
     return torch.where(chosen, x.flip(-1), x)
 
 
@@ -106,7 +107,7 @@ def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tup
     After Zhang et al. 2018 (arXiv:1710.09412).
     """
     weight = _beta(alpha, generator)
-    other = torch.randperm(len(x), generator=generator).to(x.device)
+    other = sent(torch.randperm(len(x), generator=generator), x.device)
     return weight * x + (1 - weight) * x[other], (y, y[other], weight)
 
 
@@ -117,7 +118,7 @@ def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tu
     After Yun et al. 2019 (arXiv:1905.04899).
     """
     weight = _beta(alpha, generator)
-    other = torch.randperm(len(x), generator=generator).to(x.device)
+    other = sent(torch.randperm(len(x), generator=generator), x.device)
     height, width = x.shape[-2:]
     rows, columns = (round(edge * (1 - weight) ** 0.5) for edge in (height, width))
     top = int(torch.randint(0, height, (), generator=generator)) - rows // 2
@@ -131,7 +132,7 @@ def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tu
 
 def _boxes(x: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Masks [N, 1, H, W], true inside each image's rectangle."""
-    top, bottom, left, right = torch.stack((top, bottom, left, right)).to(x.device)[..., None, None, None]
+    top, bottom, left, right = sent(torch.stack((top, bottom, left, right)), x.device)[..., None, None, None]
     rows = torch.arange(x.shape[-2], device=x.device)[:, None]
     columns = torch.arange(x.shape[-1], device=x.device)
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)

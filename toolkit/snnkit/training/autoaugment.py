@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snnkit.errors import ConfigError
+from snnkit.training.devices import sent
 
 CIFAR10 = (  # (operation, probability, magnitude 0..9), twice; torchvision lists the same
     (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
@@ -96,9 +97,10 @@ def apply(x: Tensor, chosen: dict[str, tuple[list[int], list[float]]]) -> Tensor
     maps = torch.eye(2, 3).repeat(len(x), 1, 1)  # on the CPU, in pixels from the centre
     result = x.clone()
     for operation, (samples, magnitudes) in chosen.items():
-        index = torch.tensor(samples, device=x.device)
+        index = sent(torch.tensor(samples), x.device)
         # a blend takes value and 1 - value; the difference is taken in full precision, as torchvision does
-        arguments = torch.tensor([(value, 1 - value) for value in magnitudes], dtype=torch.float32, device=x.device)
+        pairs = torch.tensor([(value, 1 - value) for value in magnitudes], dtype=torch.float32)
+        arguments = sent(pairs, x.device)
         if operation in TABLES:
             table[index] = TABLES[operation](x[index], *arguments.T[..., None, None])
         elif operation in FILTERS:
@@ -108,7 +110,7 @@ def apply(x: Tensor, chosen: dict[str, tuple[list[int], list[float]]]) -> Tensor
     if chosen.keys() & TABLES.keys():
         result = table.gather(2, result.flatten(2).long()).view_as(x)  # the identity for all others
     if chosen.keys() - TABLES.keys() - FILTERS.keys():
-        result = moved(result, maps.to(x.device))
+        result = moved(result, sent(maps, x.device))
     return result
 
 

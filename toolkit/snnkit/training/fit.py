@@ -1,4 +1,4 @@
-"""The training loop of both phases, exactly resumable: every epoch ends with a checkpoint of all it goes on from.
+"""The training loop of both phases, exactly resumable: a checkpoint at the end of an epoch holds all it goes on from.
 
 The random numbers of an epoch follow from the seed, the phase, the epoch and, but for the order of the samples, the
 process. So nothing random has to be kept, and several processes go through the same batches as one.
@@ -28,6 +28,7 @@ from snnkit.training.evaluation import evaluate
 from snnkit.training.objective import Objective
 from snnkit.training.progress import Progress
 from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_at
+from snnkit.training.steps import Graphed, Recorder, Step, eager
 
 PHASES = ("teacher", "student")
 
@@ -84,7 +85,7 @@ class Session:
 def fit(
     session: Session, phase: str, objective: Objective, settings: Optimisation, last: Checkpoint | None
 ) -> nn.Module | None:
-    """Trains ``objective``, writing a checkpoint after each epoch; None if it was stopped before the end.
+    """Trains ``objective``, writing checkpoints as the session's storage says; None if it was stopped before the end.
 
     Returns the network that counts, in eval mode: the objective's model or, with ``settings.ema``, its moving average.
     """
@@ -96,16 +97,16 @@ def fit(
     average = MovingAverage(objective.model, settings.ema) if settings.ema else None
     averaged = average.model if average else None
     model = averaged or objective.model
-    trained = parallel.wrap(objective, device)
+    step = _step(session, objective)
     done, best, seconds = 0, -1, 0.0
     if last:
         checkpoints.restore_training_state(last, objective, averaged, optimizer)
         done, best = last.header["epoch"], last.header["best"]
     session.progress.start(phase, epochs, done)
     try:
+        if done < epochs and session.stopped(0.0):
+            return None
         for epoch in range(done, epochs):
-            if session.stopped(seconds):
-                return None
             started = time.perf_counter()
             _train_mode(objective, freeze=config.train.freeze_batchnorm)
             torch.manual_seed(session.seed(phase, epoch, parallel.rank()))
@@ -114,54 +115,57 @@ def fit(
             batches = _order(session, phase, epoch, steps)
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
             trace = torch.zeros(steps, dtype=torch.float64, device=device)  # every step's loss, read after the epoch
-            for step, batch in enumerate(batches):
-                now = epoch * steps + step
+            for number, batch in enumerate(batches):
+                now = epoch * steps + number
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(now, all_steps, warmup, settings.lr)
                 objective.set_timesteps(timesteps_at(now, all_steps, objective.curriculum, objective.timesteps))
                 batch = parallel.share(batch)
-                x, labels = augment(session.x[batch], session.y[batch])
-                logits, values = trained(session.inputs(x), labels)
-                loss = torch.stack([objective.weights[name] * value for name, value in values.items()]).sum()
+                expected = session.y[batch]
+                x, labels = augment(session.x[batch], expected)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                outcome = step(session.inputs(x), labels)
                 if settings.grad_clip:
                     nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip)
                 optimizer.step()
                 if average:
                     average.update(now)
-                trace[step] = loss.detach()
-                sums["correct"] += (logits.detach().argmax(1) == session.y[batch]).sum()
-                for name, value in values.items():
-                    sums[name] += value.detach()
+                trace[number] = outcome.loss
+                sums["correct"] += (outcome.logits.argmax(1) == expected).sum()
+                for name, value in outcome.values.items():
+                    sums[name] += value
             objective.set_timesteps(objective.timesteps)
             means = _means(sums, trace, steps, batch_size)
             if not math.isfinite(means["loss"]):
-                step = int((~parallel.total(trace).isfinite()).nonzero()[0]) + 1
+                number = int((~parallel.total(trace).isfinite()).nonzero()[0]) + 1
                 raise ConfigError(
-                    f"the {phase}'s loss is {means['loss']} at step {step} of {steps} in epoch {epoch + 1}",
+                    f"the {phase}'s loss is {means['loss']} at step {number} of {steps} in epoch {epoch + 1}",
                     f"use a smaller lr, train.warmup_epochs or train.grad_clip; {_last_good(run)}",
                 )
-            if average and not config.train.freeze_batchnorm:
+            session.epochs_left -= 1
+            elapsed = time.perf_counter() - started
+            seconds = max(seconds, elapsed)  # of a whole epoch, as far as is known
+            stop = epoch + 1 < epochs and session.stopped(2 * seconds - elapsed)
+            kept = stop or epoch + 1 == epochs or (epoch + 1) % session.storage.every == 0
+            split = session.data.validation if phase == "student" else session.data.validation.still
+            if average and not config.train.freeze_batchnorm and (kept or len(split)):
                 samples = _statistics_batches(session, phase, epoch, batches)
                 average.recompute_statistics(objective.encode(x) for x in samples)
-            split = session.data.validation if phase == "student" else session.data.validation.still
             validation = evaluate(model, split) if len(split) else None
             header = {"phase": phase, "epoch": epoch + 1, "correct": validation.correct if validation else None}
             better = epoch + 1 == epochs if validation is None else validation.correct > best
             best = max(best, validation.correct if validation else -1)
-            seconds = time.perf_counter() - started
             record: dict[str, Any] = {
                 "phase": phase,
                 "epoch": epoch + 1,
                 **means,
                 "validation_accuracy": validation.percent if validation else None,
-                "seconds": round(seconds, 3),
+                "seconds": round(time.perf_counter() - started, 3),
             }
             if parallel.is_first():
                 with _disk(run, phase, epoch + 1):
                     if better and phase == "student":
-                        checkpoints.write(run.best, model.state_dict(), header, session.storage.shard_mb)
+                        checkpoints.write_weights(run.best, model, header, session.storage)
                     run.append_metrics(record)  # before the checkpoint: a resume cuts off what comes after it
                     header |= {
                         "best": best,
@@ -170,13 +174,30 @@ def fit(
                         "image_shape": session.data.image_shape,
                         "classes": session.data.classes,
                     }
-                    checkpoints.write_training_state(run.last, objective, averaged, optimizer, header, session.storage)
+                    if kept:
+                        checkpoints.write_training_state(
+                            run.last, objective, averaged, optimizer, header, session.storage
+                        )
+            seconds = time.perf_counter() - started
             session.progress.epoch(record)
-            session.epochs_left -= 1
+            if stop:
+                return None
     finally:
         session.progress.end()
     parallel.barrier()  # what the first process has written can be read
     return model.eval()
+
+
+def _step(session: Session, objective: Objective) -> Step:
+    """How a step is computed: one graph on a GPU if the configuration says so."""
+    if not (session.config.train.cuda_graph and session.device.type == "cuda"):
+        return eager(parallel.wrap(objective, session.device), objective.weights)
+    if parallel.size() > 1 or session.data.train.encoding == "rate":
+        raise ConfigError(
+            "train.cuda_graph is for one process and for inputs without chance of their own (data.encoding rate)",
+            "set train.cuda_graph to false",
+        )
+    return Graphed(objective, Recorder(session.device))
 
 
 def _train_mode(objective: nn.Module, *, freeze: bool) -> None:

@@ -176,8 +176,13 @@ def _leaf(teacher: nn.Module) -> Iterator[list[Tensor]]:
 
 def _chosen(mine: list[Tensor], theirs: list[Tensor], settings: LossesConfig) -> list[tuple[Tensor, Tensor]]:
     """The pairs of stages that are aligned."""
-    stages = range(len(mine)) if settings.stages is None else settings.stages
-    return [(mine[stage], theirs[stage]) for stage in stages]
+    return [(mine[a], theirs[b]) for a, b in _stages(settings, len(mine))]
+
+
+def _stages(settings: LossesConfig, count: int) -> list[tuple[int, int]]:
+    """Their numbers in the student, which has ``count``, and in the teacher."""
+    stages = range(count) if settings.stages is None else settings.stages
+    return [(stage, stage) if isinstance(stage, int) else stage for stage in stages]
 
 
 def _probe(student: nn.Module, teacher: nn.Module, encoder: Encoder, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -193,16 +198,20 @@ def _projectors(student: nn.Module, probe: tuple[list[Tensor], list[Tensor]], se
     """One projector for each aligned pair of stages; says what cannot be paired."""
     spikes, features = probe
     shapes = [tuple(spike.shape) for spike in spikes], [tuple(feature.shape) for feature in features]
-    dimensions = [(spike.dim(), feature.dim()) for spike, feature in zip(spikes, features, strict=False)]
-    if not spikes or len(spikes) != len(features) or set(dimensions) != {(5, 4)}:
+    dimensions = {spike.dim() for spike in spikes}, {feature.dim() for feature in features}
+    if dimensions != ({5}, {4}) or (settings.stages is None and len(spikes) != len(features)):
         raise ConfigError(
             f"the feature loss cannot pair the student's taps {shapes[0]} with the teacher's {shapes[1]}",
-            "give both models as many 'taps', [T, N, C, H, W] and [N, C, H, W], or set losses.feature to 0",
+            "name the pairs in losses.stages, e.g. [[0, 0], [3, 2]], give both models as many 'taps', [T, N, C, H, W] "
+            "and [N, C, H, W], or set losses.feature to 0",
         )
-    if missing := [stage for stage in settings.stages or () if stage >= len(spikes)]:
-        raise ConfigError(
-            f"losses.stages names stage {missing[0]}, but there are {len(spikes)}", f"give 0 to {len(spikes) - 1}"
-        )
+    for pair in _stages(settings, len(spikes)):
+        for stage, taps, whose in zip(pair, (spikes, features), ("student", "teacher"), strict=True):
+            if stage >= len(taps):
+                raise ConfigError(
+                    f"losses.stages names stage {stage}, but there are {len(taps)} in the {whose}",
+                    f"give 0 to {len(taps) - 1}",
+                )
     if settings.features == "membrane":
         for name in student.taps:  # type: ignore[union-attr]
             if not is_neuron(student.get_submodule(name)):

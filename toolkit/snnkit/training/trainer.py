@@ -120,6 +120,8 @@ def distill(
         student = _student(session, last, teacher)
         if student is None:
             return Summary(run.path, False, teacher_accuracy, seconds=time.perf_counter() - start)
+        if storage.compact:  # what is kept of it counts
+            student.load_state_dict(_kept(checkpoints.read(run.last)))
         accuracy = evaluate(student, data.test)
         rates = firing_rates(student, data.test)
         best = checkpoints.read(run.best)
@@ -150,8 +152,13 @@ def load_student(run: Run) -> nn.Module:
     config = load_config(run.config)
     with torch.random.fork_rng(devices=[]):
         student = build_student(tuple(last.header["input_shape"]), len(last.header["classes"]), config.student)
-    student.load_state_dict(last.state("ema") or last.state("model"))
+    student.load_state_dict(_kept(last))
     return student.eval()
+
+
+def _kept(last: Checkpoint) -> dict[str, Tensor]:
+    """The network that counts, of a checkpoint in the student's phase."""
+    return last.state("ema") or last.state("model")
 
 
 def load_teacher(run: Run) -> nn.Module:
@@ -180,6 +187,8 @@ def _begin(config: DistillConfig, run: Run, *, resume: bool) -> Checkpoint | Non
             "resume with the run's own config.yaml, or start over with --force",
         )
     last = checkpoints.read(run.last) if run.last.is_file() else None  # stopped in the first epoch: from the beginning
+    if last and last.header["phase"] == "student" and last.header["best"] >= 0 and not run.best.is_file():
+        raise RunFolderError(f"'{run.best}' is missing", "copy it, too; or start over with --force")
     if parallel.is_first():
         run.truncate_metrics(last.header["records"] if last else 0)
         for left in run.path.glob(".*.part"):  # by a process that was killed while it wrote
@@ -251,7 +260,10 @@ def _teacher(session: Session, last: Checkpoint | None) -> nn.Module | None:
             return None
         teacher = trained
     if parallel.is_first():
-        checkpoints.write(run.teacher, teacher.state_dict(), {"model": config.teacher.model}, session.storage.shard_mb)
+        checkpoints.write_weights(run.teacher, teacher, {"model": config.teacher.model}, session.storage)
+    if session.storage.compact:
+        parallel.barrier()
+        checkpoints.load_weights(teacher, run.teacher)
     return teacher.eval()
 
 
