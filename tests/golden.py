@@ -16,6 +16,7 @@ from snnkit.network import (
     Network,
     Node,
     Readout,
+    fold_batchnorm,
     verify,
 )
 
@@ -133,6 +134,7 @@ def _golden() -> dict[str, Network]:
     one_by_one = Conv2d(name="skip", inputs=(Edge("lif1"),), weight=_int8(rng, 3, 3, 1, 1), weight_exponent=1)
     late = dataclasses.replace(one_by_one, inputs=(Edge("lif1", delay=2),))
     back = Conv2d(name="skip", inputs=(Edge("lif2", delay=1),), weight=-_int8(rng, 3, 3, 1, 1), weight_exponent=1)
+    later = dataclasses.replace(back, inputs=(Edge("lif2", delay=2),))
     plain = _convolutional()
     counted = [_lif("lif_out", "head", threshold=3000), Readout(name="out", mode="count", inputs=(Edge("lif_out"),))]
     return {
@@ -146,6 +148,7 @@ def _golden() -> dict[str, Network]:
         "residual, 1x1": _convolutional(lif2=[one_by_one, lif2]),
         "delayed edge": _convolutional(lif2=[late, lif2]),
         "recurrent edge": _convolutional(lif2=[back, lif2]),
+        "recurrent edge, two late": _convolutional(lif2=[later, lif2]),
         "counted spikes": _convolutional(out=counted),
         "reset by subtraction": _convolutional(lif2=dataclasses.replace(_lif("lif2", "conv2"), reset="subtract")),
         "threshold a channel": _convolutional(lif2=_lif("lif2", "conv2", threshold=[200, 400, 900])),
@@ -154,6 +157,7 @@ def _golden() -> dict[str, Network]:
         ),
         "stem on the host": dataclasses.replace(plain, stem="host"),
         "float": _floats(),
+        "float, folded": fold_batchnorm(_floats()),
     }
 
 

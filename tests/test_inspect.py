@@ -79,6 +79,17 @@ def test_what_a_foreign_file_says_cannot_steer_the_terminal(tmp_path: Path, caps
     assert f"node '{shown}' ({shown}) is of an unknown kind" in capsys.readouterr().err
 
 
+def test_metadata_that_are_not_text_are_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A protobuf message gives them as bytes, which --json could not print."""
+    foreign = model(numpy_helper.from_array(np.zeros((1, 4), np.float32), "w"))
+    foreign.metadata_props.add(key="known", value="said")
+    for text in (b"known", b"said"):
+        damaged = foreign.SerializeToString().replace(text, b"\xff" * len(text))
+        (tmp_path / "foreign.onnx").write_bytes(damaged)
+        assert snnkit_command(["inspect", str(tmp_path / "foreign.onnx"), "--json"]) == 2
+        assert "a text in it is not UTF-8" in capsys.readouterr().err
+
+
 def model(tensor: TensorProto) -> onnx.ModelProto:
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "w"], ["y"])],

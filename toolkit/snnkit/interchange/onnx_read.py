@@ -108,11 +108,11 @@ def _bits(data_type: int) -> int:
 
 
 def _describe(model: ModelProto) -> dict[str, Any]:
-    properties = {entry.key: entry.value for entry in model.metadata_props}
+    properties = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     rows = [
-        _row(value.name, "input", _dims(value), " ".join(value.doc_string.split())[:MAX_SHOWN])
+        _row(value.name, "input", _dims(value), " ".join(_text(value.doc_string).split())[:MAX_SHOWN])
         for value in graph.input
         if value.name not in constants
     ]
@@ -129,14 +129,21 @@ def _describe(model: ModelProto) -> dict[str, Any]:
         "nodes": rows,
         "metadata": {
             "opset": max((entry.version for entry in model.opset_import), default=0),
-            "producer": f"{model.producer_name} {model.producer_version}".strip(),
+            "producer": f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
             **properties,
         },
     }
 
 
+def _text(value: Any) -> str:
+    """A text of a protobuf message, which gives bytes where it is damaged."""
+    if not isinstance(value, str):
+        raise ValueError("a text in it is not UTF-8")  # noqa: TRY004 - of the file, not of a caller
+    return value
+
+
 def _row(node: str, kind: str, output: str, parameters: str = "") -> dict[str, str]:
-    return {"node": node, "kind": kind, "reads": "", "output": output, "parameters": parameters}
+    return {"node": _text(node), "kind": kind, "reads": "", "output": output, "parameters": parameters}
 
 
 def _dims(value: ValueInfoProto) -> str:
