@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from snnkit.config import load_config
 from snnkit.training import losses
+from snnkit.training.augment import Labels, over_labels
 from snnkit.training.models import build_student
+from snnkit.training.objective import Objective, Values
 from snnkit.training.schedule import build_optimizer
+from snnkit.training.steps import Graphed, Recorder, eager
 
 TIMESTEPS, CLASSES = 4, 100
 FLOP_PER_IMAGE = 3 * 2 * 0.5555e9 * TIMESTEPS  # forward and backward; the stem counted at every timestep
@@ -60,20 +64,43 @@ def ours(*, bf16: bool) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor
     return net, forward
 
 
+class CrossEntropy(Objective):
+    """What all contenders minimise."""
+
+    def __init__(self, net: nn.Module, answer: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(net, {"cross_entropy": 1.0}, bf16=False)
+        self.answer = answer
+
+    def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
+        logits = self.answer(self.model, x)
+        return logits.mean(0), {"cross_entropy": over_labels(partial(losses.cross_entropy, logits), labels)}
+
+
 class Contender:
     """One way to train: ``step`` runs a whole optimiser step on random images."""
 
-    def __init__(self, made: tuple[nn.Module, Callable[..., Tensor]], device: str, batch: int, layout: Any) -> None:
-        self.net, self.forward = made[0].to(device).to(memory_format=layout).train(), made[1]
+    def __init__(
+        self,
+        made: tuple[nn.Module, Callable[..., Tensor]],
+        device: str,
+        batch: int,
+        layout: Any,
+        *,
+        graph: bool = False,
+    ) -> None:
+        self.net = made[0].to(device).to(memory_format=layout).train()
+        objective = CrossEntropy(self.net, made[1])
+        self.backward = (
+            Graphed(objective, Recorder(torch.device(device))) if graph else eager(objective, objective.weights)
+        )
         settings = load_config(None, ["train.optimizer=sgd", "train.weight_decay=5e-4"]).train
         self.optimizer = build_optimizer(self.net, settings)
         self.x = torch.rand(batch, 3, 32, 32, device=device).contiguous(memory_format=layout)
         self.y = torch.randint(CLASSES, (batch,), device=device)
 
     def step(self) -> None:
-        loss = losses.cross_entropy(self.forward(self.net, self.x), self.y)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.backward(self.x, self.y)
         self.optimizer.step()
 
 
@@ -104,7 +131,10 @@ def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
         "node loop, fp32": Contender(node_loop(), device, batch, torch.contiguous_format),
         "snnkit, bf16, channels_last": Contender(ours(bf16=True), device, batch, torch.channels_last),
     }
-    if not gpu:  # where bf16 pays depends on the processor
+    if gpu:
+        made = ours(bf16=True)
+        contenders["snnkit, bf16, CUDA graph"] = Contender(made, device, batch, torch.channels_last, graph=True)
+    else:  # where bf16 pays depends on the processor
         for name, layout in (("fp32, channels_last", torch.channels_last), ("fp32", torch.contiguous_format)):
             contenders[f"snnkit, {name}"] = Contender(ours(bf16=False), device, batch, layout)
     best = dict.fromkeys(contenders, float("inf"))

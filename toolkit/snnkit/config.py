@@ -133,9 +133,10 @@ class TeacherConfig(Optimisation):
 class StudentConfig(Section):
     """The spiking network. ``tau`` is the membrane's time constant in timesteps, ``tau_synapse`` that of the current.
 
-    Neurons: ``if`` has no leak, ``plif`` learns tau (one a layer), ``cuba`` filters its current. ``channels``,
-    ``width`` and ``shortcut`` as in the teacher. ``init_from`` teacher, or a file of weights: the student starts from
-    its artificial twin, the teacher of the same model and size.
+    Neurons: ``if`` has no leak, ``plif`` learns tau (one a layer), ``cuba`` filters its current; in front of it layers
+    have no offsets, which on a chip go past the filter. ``channels``,
+    ``width`` and ``shortcut`` as in the teacher. ``init_from`` teacher, or a file of weights: the student (not of
+    ``cuba``) starts from its artificial twin, the teacher of the same model and size.
     """
 
     model: str = "convnet"

@@ -171,7 +171,7 @@ def distill(
     say(
         f"next: snnkit quantize {run.path}"
         if summary.finished
-        else f"next: snnkit distill {config} -o {run.path} --resume"
+        else f"next: snnkit distill {run.config} -o {run.path} --resume"
     )
 
 

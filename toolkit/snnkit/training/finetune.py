@@ -31,7 +31,7 @@ from snnkit.training.neurons import reset_neurons
 from snnkit.training.objective import StudentObjective, Values
 from snnkit.training.progress import Progress
 from snnkit.training.schedule import learning_rate
-from snnkit.training.trainer import load_teacher, reproducible
+from snnkit.training.trainer import fast, load_teacher, reproducible
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def finetune(
     the same seed.
     """
     config = _config(run)
-    with reproducible(config.train.threads, settings.device) as device:
+    # integers of up to 11 bits are exact in TF32, and no weight or input has more
+    with reproducible(config.train.threads, settings.device) as device, fast(device, "tf32"):
         torch.manual_seed(settings.seed)
         neuron = config.student
         model = IntegerNetwork(

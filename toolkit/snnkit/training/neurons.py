@@ -60,7 +60,7 @@ class SpikingNeuron(nn.Module):
     def forward(self, x_seq: Tensor) -> Tensor:
         # float32 and in the layout of the input: anything else leaves the fused kernel or makes it copy
         rest = torch.zeros_like(x_seq[0], dtype=torch.float32)
-        current = self._filtered(x_seq, rest) if self.current_decay < DECAY_ONE else x_seq
+        current = self._filtered(x_seq, rest) if filters(self) else x_seq
         threshold, v_reset = self.v_threshold, 0.0 if self.reset == "zero" else None
         options = {"surrogate_function": self.surrogate, "detach_reset": True}
         if self.w is not None:
@@ -80,6 +80,11 @@ class SpikingNeuron(nn.Module):
             u = u * keep + x
             currents.append(u)
         return torch.stack(currents)
+
+
+def filters(module: nn.Module) -> bool:
+    """Whether the module is a neuron whose current decays over several timesteps."""
+    return isinstance(module, SpikingNeuron) and module.current_decay < DECAY_ONE
 
 
 def is_neuron(module: nn.Module) -> bool:

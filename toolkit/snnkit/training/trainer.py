@@ -98,7 +98,7 @@ def distill(
     data = load_configured(config.data, config.student.timesteps)
     with (
         reproducible(config.train.threads, parallel.device_name(device)) as torch_device,
-        _fast(torch_device, config.train.precision),
+        fast(torch_device, config.train.precision),
         parallel.group(torch_device),
     ):
         progress = Progress(quiet=quiet or not parallel.is_first())
@@ -225,7 +225,7 @@ def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
 
 
 @contextmanager
-def _fast(device: torch.device, precision: str) -> Iterator[None]:
+def fast(device: torch.device, precision: str) -> Iterator[None]:
     """On a GPU: TF32 as ``precision`` says, and the kernels that cuDNN finds quickest; put back afterwards."""
     if device.type != "cuda":
         yield

@@ -20,7 +20,7 @@ from snnkit.training.models.resnet import resnet18, resnet19, resnet20
 from snnkit.training.models.torchvision import PREFIX, standardised, torchvision_teacher
 from snnkit.training.models.vgg import vgg9, vgg11, vgg16
 from snnkit.training.models.wide_resnet import wide_resnet28_8
-from snnkit.training.neurons import is_neuron
+from snnkit.training.neurons import filters, is_neuron
 
 __all__ = ["STUDENTS", "TEACHERS", "build_student", "build_teacher", "initialise", "tapped"]
 
@@ -104,12 +104,17 @@ def initialise(student: nn.Module, state: Mapping[str, Tensor]) -> None:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    if faults and any(filters(module) for module in student.modules()):
+        raise ConfigError(
+            "a student whose neurons filter their current ('cuba') cannot start from an artificial network: its layers "
+            "have no offsets, which on a chip go past the filter",
+            "leave out student.init_from, or use neurons 'lif'",
+        )
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ConfigError(
             f"the student cannot start from these weights: {faults[0]}{more}",
-            "use the same model, channels and width for both (and no 'cuba' neurons, whose layers have no biases), "
-            "or leave out student.init_from",
+            "use the same model, channels and width for both, or leave out student.init_from",
         )
     student.load_state_dict({**own, **state})
 
