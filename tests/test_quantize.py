@@ -175,6 +175,8 @@ def test_a_scale_that_would_saturate_is_lowered_and_the_node_is_named() -> None:
     assert 0.9 < -node.observed.v.low / node.observed.v.limit <= 1
     plain = quantize(net, input_bits=8)
     assert reference.run(plain, x, reference.Options()).overflows["lif"] > 0
+    with pytest.raises(UnsupportedError, match=r"network overflows: node 'lif' reaches 3.02 times what 24 bits hold"):
+        Quantizer(net, x).measure(plain)
     with pytest.raises(
         UnsupportedError, match=r"node 'lif' would have a threshold of \d+ levels, limited by its range"
     ):
@@ -194,7 +196,10 @@ def test_a_readout_that_would_leave_24_bits_is_scaled_to_stay_within_them() -> N
     assert result.to_json()["readout"]["v"]["observed"][1] == result.readout.observed.v.high
     most = 2**17 - 1
     assert np.abs(reference.run(result.network, x, reference.Options()).readouts).max() < most
-    assert np.abs(reference.run(quantize(net), x, reference.Options()).readouts).max() > most
+    plain = quantize(net)
+    assert np.abs(reference.run(plain, x, reference.Options()).readouts).max() > most
+    with pytest.raises(UnsupportedError, match=r"node 'out' reaches \d\.\d\d times what 24 bits hold"):
+        Quantizer(net, x).measure(plain)
 
 
 def errors() -> dict[str, tuple[Network, dict[str, object]]]:
