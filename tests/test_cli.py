@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import snnkit
+from snnkit import plugins
 from snnkit.cli.main import run as snnkit_command
 from snnkit.network import quantize, save
+from tests.golden import GOLDEN
 from tests.networks import raw_inputs
 from tests.test_network import float_network
 
@@ -272,6 +274,18 @@ def test_targets_that_differ_exit_with_one(
     output = capsys.readouterr().out
     assert "DIFFERENT spikes {'lif': 1}" in output
     assert "timestep 2, lif, sample 3, neuron 18" in output
+
+
+def test_options_that_are_in_the_way(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A sum of two branches has no place in a .net file, but in a directory."""
+    path = save(GOLDEN["residual, 1x1"], tmp_path / "net.safetensors")
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 6, 6), np.float32))
+    for command in (["export", str(path)], ["run", str(path), "--data", str(tmp_path / "x.npy")]):
+        if command[0] == "run" and plugins.target("lava").available():
+            continue
+        error, hint = fails(capsys, *command, "-t", "lava", "-O", "lava.form=net")
+        assert "node 'lif2' (LIF) sums several inputs, and netx is strictly sequential" in error
+        assert hint == "these options are in the way; without them it works"
 
 
 def test_export_beside_a_file(capsys: pytest.CaptureFixture[str], net_file: Path, tmp_path: Path) -> None:

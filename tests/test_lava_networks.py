@@ -1,6 +1,7 @@
 """Random networks of every kind on real Lava against the reference, spike by spike; and a directory run alone."""
 
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -104,13 +105,20 @@ def test_a_directory_runs_alone(lava_environment, tmp_path: Path, seed: int) -> 
     assert f"5 samples in {5 * net.timesteps + latency(net)} steps" in answer.stderr
 
 
-def test_a_directory_says_what_input_it_takes(lava_environment, tmp_path: Path) -> None:
+def test_a_directory_says_what_is_wrong(lava_environment, tmp_path: Path) -> None:
     net = chip_network(6)
     exporter.export(net, tmp_path / "net.lava", exporter.Options())
     np.save(tmp_path / "x.npy", np.zeros((2, 1, 1, 1), np.float32))
-    for name, message in (("x.npy", "error: the input has shape (2, 1, 1, 1); give"), ("y.npy", "cannot read 'y.npy'")):
+    python = [lava_environment.python, "-I", "-W", "ignore"]
+    for interpreter, arguments, message in (
+        (python, ["x.npy"], "error: the input has shape (2, 1, 1, 1); give"),
+        (python, ["y.npy"], "error: cannot read 'y.npy'"),
+        (python, ["x.npy", "--save", "no/y.npz"], "error: there is no folder to write 'no/y.npz' to"),
+        ([*python, "-S"], ["x.npy"], "error: lava-nc is missing: pip install lava-nc==0.10.0"),  # without packages
+        ([sys.executable], ["x.npy"], "error: Lava needs Python 3.10, and this is 3."),
+    ):
         answer = subprocess.run(
-            [lava_environment.python, "-I", "-W", "ignore", tmp_path / "net.lava" / "run.py", name],
+            [*interpreter, tmp_path / "net.lava" / "run.py", *arguments],
             cwd=tmp_path,
             env=lava.worker_environment(),
             capture_output=True,

@@ -148,11 +148,18 @@ def export_all(
     loaded = {name: plugins.exporter(name) for name in options}
     reasons = [f"{name}: {reason}" for name, plugin in loaded.items() for reason in plugin.check(net, options[name])]
     if reasons:
-        raise UnsupportedError(f"'{path}' cannot be exported", reasons, "leave out the exporter, or change the network")
+        hint = _without_options(net, loaded) or "leave out the exporter, or change the network"
+        raise UnsupportedError(f"'{path}' cannot be exported", reasons, hint)
     return {
         name: plugin.export(net, folder / f"{stem}{plugins.suffix(plugin, net, options[name])}", options[name])
         for name, plugin in loaded.items()
     }
+
+
+def _without_options(net: Network, loaded: Mapping[str, Any]) -> str:
+    """A hint, where all of these exporters or targets would take the network but for the options they were given."""
+    fine = not any(plugin.check(net, plugin.Options()) for plugin in loaded.values())
+    return "these options are in the way; without them it works" if fine else ""
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -188,7 +195,9 @@ def require(net: Network, options: Mapping[str, BaseModel]) -> None:
     against = reasons_against(net, options)
     reasons = [f"{name}: {reason}" for name, found in against.items() for reason in found]
     if reasons:
-        raise UnsupportedError("the network cannot be run", reasons, "leave out the target, or change the network")
+        loaded = {name: plugins.target(name) for name in options}
+        hint = _without_options(net, loaded) or "leave out the target, or change the network"
+        raise UnsupportedError("the network cannot be run", reasons, hint)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ different length meet in time.
 import argparse
 import contextlib
 import ctypes
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -30,6 +31,8 @@ from pathlib import Path
 
 if sys.version_info[:2] != (3, 10):  # pragma: no cover
     sys.exit(f"error: Lava needs Python 3.10, and this is {sys.version.split()[0]}")
+if importlib.util.find_spec("lava") is None:  # pragma: no cover
+    sys.exit("error: lava-nc is missing: pip install lava-nc==0.10.0 'numpy<2'")
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
@@ -482,6 +485,8 @@ def main() -> None:
     parser.add_argument("--save", metavar="FILE.npz", help="write predictions and readouts")
     options = parser.parse_args()
     graph, arrays = load(Path(__file__).resolve().parent)
+    if options.save and not Path(options.save).absolute().parent.is_dir():
+        sys.exit(f"error: there is no folder to write '{options.save}' to")
     try:
         frames = encode(graph, np.load(options.input, allow_pickle=False))
     except (OSError, ValueError) as error:
