@@ -16,6 +16,7 @@ from snnkit.errors import ConfigError, RunFolderError, UsageError
 from snnkit.runs import Run
 from snnkit.training import checkpoint, pieces
 from snnkit.training.checkpoint import Storage
+from snnkit.training.models import build_teacher
 from snnkit.training.schedule import build_optimizer
 from snnkit.training.trainer import distill, load_student
 
@@ -179,6 +180,21 @@ def test_checkpoints_every_few_epochs_and_where_a_run_stops_in_any_folder(tmp_pa
         distill(config, moved, resume=True)
     with pytest.raises(UsageError, match="every 0 epochs"):
         Storage(every=0)
+
+
+def test_what_a_run_started_from_is_not_needed_to_go_on(tmp_path):
+    start = tmp_path / "start.safetensors"
+    twin = build_teacher((1, 8, 8), 10, load_config(None, ["teacher.channels=[4, 6]"]).teacher)
+    checkpoint.write_weights(start, twin, {}, Storage(shard_mb=1, compact=True))
+    assert checkpoint.read(start).tensors["classifier.weight"].dtype == torch.float16
+    settings = [*SMALL, f"student.init_from={start}", f"teacher.checkpoint={start}", "teacher.channels=[4, 6]"]
+    config, run = load_config(None, settings), Run(tmp_path / "run")
+    distill(config, run, stop_after=1)
+    for file in tmp_path.glob("start*"):
+        file.unlink()
+    assert distill(config, run, resume=True).finished
+    with pytest.raises(ConfigError, match="there is no weight file"):
+        distill(config, Run(tmp_path / "other"))
 
 
 def test_a_compact_checkpoint_holds_five_bytes_a_parameter(tmp_path):

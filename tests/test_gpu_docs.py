@@ -14,6 +14,7 @@ from snnkit.training.models import build_student, build_teacher, initialise
 from snnkit.training.objective import StudentObjective
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "cifar100_resnet18.yaml"
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("snnkit distill ")]
 
@@ -30,14 +31,15 @@ def test_the_page_has_commands():
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[3:4]))
 def test_commands_are_taken(command, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert run([*command, "--dry-run"]) == 0
+    config = EXAMPLE if command[1] == "runs/distilled/config.yaml" else command[1]  # the run's own, which resumes
+    assert run(["distill", str(config), *command[2:], "--dry-run"]) == 0
     assert "model: resnet18" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("settings", sorted({tuple(overrides(command)) for command in COMMANDS}))
 def test_networks_fit_together(settings, monkeypatch):
     narrow = ("teacher.width=0.0625", "student.width=0.0625", "train.precision=fp32")
-    config = load_config(ROOT / "examples" / "cifar100_resnet18.yaml", [*settings, *narrow])
+    config = load_config(EXAMPLE, [*settings, *narrow])
     x = torch.rand(2, 3, 32, 32)
     student = build_student((3, 32, 32), 100, config.student)
     teacher = build_teacher((3, 32, 32), 100, config.teacher) if config.uses_teacher else None

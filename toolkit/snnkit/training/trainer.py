@@ -104,7 +104,7 @@ def distill(
         progress = Progress(quiet=quiet or not parallel.is_first())
         last = _begin(config, run, resume=resume)
         session = Session(config, run, data, torch_device, progress, storage, stop_after, time_limit)
-        _check_models(session)
+        _check_models(session, last)
         if not resume and parallel.is_first():
             _write_beginning(config, run)
         if storage.compact or not (last is None or last.header.get("exact", True)):
@@ -272,9 +272,10 @@ def _student(session: Session, last: Checkpoint | None, teacher: nn.Module | Non
     config = session.config
     torch.manual_seed(config.train.seed)
     student = session.placed(build_student(session.data.input_shape, len(session.data.classes), config.student))
-    _initialise(student, teacher, config)
-    objective = StudentObjective(student, teacher, config, _encoder(session), _sample(session))
     resumed = last if last and last.header["phase"] == "student" else None
+    if not resumed:
+        _initialise(student, teacher, config)
+    objective = StudentObjective(student, teacher, config, _encoder(session), _sample(session))
     return fit(session, "student", objective, config.train, resumed)
 
 
@@ -297,8 +298,11 @@ def _sample(session: Session) -> Tensor:
     return session.inputs(augment(session.x[:2], session.y[:2])[0])
 
 
-def _check_models(session: Session) -> None:
-    """One forward pass of both models, so that what does not fit together is named before anything is trained."""
+def _check_models(session: Session, last: Checkpoint | None) -> None:
+    """One forward pass of both models, so that what does not fit together is named before anything is trained.
+
+    A run that goes on with its student needs the files no more that it started from.
+    """
     config, x, encoder = session.config, _sample(session), _encoder(session)
     classes = len(session.data.classes)
     student = session.placed(build_student(session.data.input_shape, classes, config.student))
@@ -309,7 +313,8 @@ def _check_models(session: Session) -> None:
         _check_logits(teacher, encoder.teacher(x), (2, classes), "teacher")
         if config.teacher.checkpoint and not session.run.teacher.is_file():
             checkpoints.load_weights(teacher, config.teacher.checkpoint)
-    _initialise(student, teacher, config)
+    if not last or last.header["phase"] == "teacher":
+        _initialise(student, teacher, config)
     for timesteps in StudentObjective(student, teacher, config, encoder, x).curriculum:
         student.timesteps = timesteps  # type: ignore[assignment]
         _check_logits(student, encoder.student(x), (timesteps, 2, classes), "student")
