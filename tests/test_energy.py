@@ -161,8 +161,12 @@ def test_break_even_rate_balances_the_books(name):
         dataclasses.replace(head, effective_acs=head.effective_acs * scale),
     )
     assert estimate(dataclasses.replace(counts, nodes=busier), model).joules == pytest.approx(dear.joules)
-    assert energy.break_even_rate(dataclasses.replace(dear, count=0)) is None
-    assert energy.break_even_rate(dataclasses.replace(dear, count=1e9)) == 1.0
+    assert energy.break_even(dear) == f"break-even at a firing rate of {100 * rate:.2f} %"
+    free, endless = (dataclasses.replace(dear, count=count) for count in (0, 1e9))
+    assert energy.break_even_rate(free) is None
+    assert energy.break_even(free) == "costs less than this network without any spike"
+    assert energy.break_even_rate(endless) == 1.0
+    assert energy.break_even(endless) == "costs more than this network at any firing rate"
 
 
 def test_a_silent_network_has_no_rate_to_scale():
@@ -173,6 +177,7 @@ def test_a_silent_network_has_no_rate_to_scale():
     energy = estimate(dataclasses.replace(made_up(), nodes=silent), load_model("horowitz2014-45nm"))
     dear = dataclasses.replace(energy.baselines[0], count=1e6)
     assert energy.break_even_rate(dear) is None
+    assert energy.break_even(dear).startswith("no neuron fired")  # and not that the ANN costs less
     json.dumps(energy.to_json(), allow_nan=False)
 
 
@@ -206,6 +211,9 @@ def test_ranges_go_through_to_the_totals():
     assert energy.joules == energy.high
     cheap, dear = (energy.break_even_rate(energy.baselines[0], end) for end in ("high", "low"))
     assert cheap == energy.break_even_rate(energy.baselines[0]) < dear
+    dearer = dataclasses.replace(energy.baselines[0], count=0.5 * energy.high / energy.baselines[0].price.joules)
+    ends = [100 * energy.break_even_rate(dearer, end) for end in ("high", "low")]
+    assert energy.break_even(dearer) == f"break-even at a firing rate of {ends[0]:.2f} % to {ends[1]:.2f} %"
 
 
 def test_what_nobody_has_priced_is_unknown():
@@ -226,6 +234,33 @@ def test_routing_by_hand():
     fitted = by_name(estimate(made_up(), load_model("loihi1-sanafe"), routing=routing))
     assert fitted["spike messages, one a receiving core"].joules == pytest.approx(12 * 111 * PJ)
     assert not any(term.at_least for term in fitted.values())
+    bounded = estimate(made_up(), load_model("loihi1-sanafe"), routing=routing)
+    assert bounded.bound is None  # updates are an upper bound, but static power is not counted at all
+
+
+def test_relays_by_hand():
+    """24 relay neurons at 4 timesteps that repeat 6 spikes: one weight a spike, and an update at every timestep."""
+    routing = Routing(messages=12, hops=0, relay_updates=96, relay_spikes=6, chip="a chip")
+    davies = estimate(made_up(), load_model("loihi1-davies2018"), routing=routing)
+    terms = by_name(davies)
+    relays = {name: term.joules / PJ for name, term in terms.items() if name.startswith("relays: ")}
+    assert relays == pytest.approx(
+        {
+            "relays: synaptic events": 6 * 23.6,
+            "relays: neuron updates, active": 6 * 81,
+            "relays: neuron updates, inactive": 90 * 52,
+        }
+    )
+    without = estimate(made_up(), load_model("loihi1-davies2018"), routing=Routing(messages=12, hops=0))
+    assert davies.joules - without.joules == pytest.approx(sum(relays.values()) * PJ)
+    assert (davies.routed_on, without.routed_on) == ("a chip", None)
+    fitted = by_name(estimate(made_up(), load_model("loihi1-sanafe"), routing=routing))
+    assert fitted["relays: synaptic events"].joules == pytest.approx(6 * 24 * PJ)  # each reads a convolution of 1 x 1
+    assert fitted["relays: neurons visited"].joules == pytest.approx(96 * 51.2 * PJ)
+    assert fitted["relays: neurons updated"].price.bound == "at most"
+    assert dict(estimate(made_up(), load_model("truenorth"), routing=routing).unknown)["relays: neuron updates"] == 96
+    arithmetic = estimate(made_up(), load_model("horowitz2014-45nm"), routing=routing)
+    assert not any(name.startswith("relays") for name in by_name(arithmetic))  # it says nothing of any chip
 
 
 def test_messages_that_enter_a_mapped_chip():

@@ -203,13 +203,16 @@ def random_trace(net: Network, samples: int, seed: int = 0) -> Trace:
 def expected_routes(net: Network, mapping: Mapping, trace: Trace) -> dict[str, float]:
     layers = {layer.name: layer for layer in read_layers(net)}
     names = ("within_core", "within_tile", "between_tiles", "between_chips", "hops_east_west", "hops_north_south")
-    total = dict.fromkeys((*names, "from_host", "to_host"), 0.0)
+    total = dict.fromkeys((*names, "from_host", "to_host", "relayed"), 0.0)
     columns = mapping.chip.mesh.columns
     places = [(core.chip, core.row, core.column + core.chip * columns) for core in mapping.cores]
     for reader in layers.values():
         readers = core_of(mapping, reader.name, reader.volume)
         if reader.counted:
             total["to_host"] += trace.spikes_per_neuron[reader.name].sum()
+        if reader.kind == "relay":
+            assert reader.spikes_of is not None
+            total["relayed"] += trace.spikes_per_neuron[reader.spikes_of].sum()
         for afferent in reader.afferents:
             reaches = connected(reader, afferent)
             source = layers.get(afferent.source)

@@ -15,7 +15,7 @@ from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import DataError, UsageError
 from snnkit.network import Network, predictions, quantize, save
 from snnkit.network.depth import latency
-from snnkit.pipeline import Samples, over_timesteps
+from snnkit.pipeline import Samples, check, energy, over_timesteps
 from snnkit.runs import Run
 from snnkit_targets import reference
 from tests.networks import integer_networks, raw_inputs
@@ -38,6 +38,25 @@ def test_every_row_equals_a_run_of_its_own(net: Network) -> None:
         assert row.counts == count(shorter, given_inputs, trace)
         assert row.counts.mean("spikes") == trace.spikes_per_inference
         assert row.energies == (estimate(row.counts, load_model("loihi1-davies2018"), depth=latency(net)),)
+
+
+@given(integer_networks())
+@settings(max_examples=10)
+def test_a_mapping_is_priced_at_every_number_of_timesteps(net: Network) -> None:
+    inputs = raw_inputs(net, samples=5)
+    (mapping,) = check(net, ["loihi2"])
+    samples = Samples(inputs, None, "random")
+    rows = over_timesteps(net, samples, ["loihi1-sanafe"], mapping=mapping)
+    for row in rows:
+        shorter = dataclasses.replace(net, timesteps=row.timesteps)
+        cut = inputs if net.input.encoding == "direct" else inputs[: row.timesteps]
+        counts, energies = energy(shorter, Samples(cut, None, "random"), ["loihi1-sanafe"], mapping=mapping)
+        assert (row.counts, row.energies) == (counts, tuple(energies))
+    (whole,) = check(net, ["loihi2"], samples)  # the spikes that 'snnkit check' shows are those that are priced
+    assert whole.routed is not None
+    (packets,) = [t.count for t in rows[-1].energies[0].terms if t.name == "spike messages, one a receiving core"]
+    assert packets == pytest.approx(whole.routed.within_core + whole.routed.between_cores)
+    assert (rows[-1].energies[0].routed_on or "").startswith("Intel Loihi 2")
 
 
 def test_a_trace_is_cut_only_where_its_steps_are_known() -> None:

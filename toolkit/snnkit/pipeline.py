@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from snnkit.analysis.energy_models import EnergyModel
     from snnkit.analysis.mapping import Mapping as ChipMapping
     from snnkit.analysis.timesteps import AtTimesteps
+    from snnkit.crosscheck import CrossCheck
 
 PathLike = str | os.PathLike[str]
 
@@ -246,7 +247,7 @@ def evaluate(
     if recording is not None:
         samples = first_samples(net, samples, recording.trace.samples)
         recording.require_inputs(samples.x)
-    traces = [plugins.target(name).run(net, samples.x, chosen) for name, chosen in options.items()]
+    traces = [_trace(plugins.target(name), net, samples.x, chosen, record) for name, chosen in options.items()]
     states = {name: _state(name, net, samples.x) for name in options if hasattr(plugins.target(name), "state")}
     if recording is not None:
         traces.append(recording.trace)
@@ -254,6 +255,14 @@ def evaluate(
     results = [Evaluation(t, _accuracy(predictions(t), samples) if t.readouts.shape[1] else None) for t in traces]
     compared = [(other, compare(net, traces[0], other)) for other in traces[1:]]
     return results, [diagnose(net, samples.x, traces[0], other, found, states) for other, found in compared]
+
+
+def _trace(target: Any, net: Network, inputs: Array, options: BaseModel, record: str) -> Trace:
+    """What a target did; without rasters in memory that does not grow with neurons times samples, where it can."""
+    if record == "counts" and hasattr(target, "stream"):
+        return Trace.total(trace for _, trace in target.stream(net, inputs, options))
+    trace: Trace = target.run(net, inputs, options)
+    return trace
 
 
 def _state(name: str, net: Network, inputs: Array) -> State:
@@ -288,11 +297,11 @@ def energy(
 ) -> "tuple[OpCounts, list[Energy]]":
     """Operations and modelled energy of an inference, from the spikes of the reference target.
 
-    A model with several precisions is given at each of them. With a mapping, made with the same samples, the spikes
-    between cores are priced, too. Memory does not grow with the number of samples.
+    A model with several precisions is given at each of them. With a mapping, the spikes between cores and the relays
+    are priced, too. Memory does not grow with the number of samples.
     """
     from snnkit.analysis.counts import Counter
-    from snnkit.analysis.energy import Routing, load_model
+    from snnkit.analysis.energy import load_model
     from snnkit_targets import reference
 
     loaded = [load_model(name) for name in dict.fromkeys(models)]
@@ -300,12 +309,14 @@ def energy(
         raise NetworkError("energy needs at least one sample", "give more samples")
     counter = Counter(net)
     options = reference.Options(record="raster" if counter.needs_rasters else "counts")
-    stream = reference.stream(net, samples.x, options)
-    counts = functools.reduce(operator.add, (counter.count(inputs, trace) for inputs, trace in stream))
-    routing = None
-    if mapping is not None and (routed := mapping.routed) is not None:
-        packets = routed.within_core + routed.between_cores
-        routing = Routing(packets, routed.hops_east_west + routed.hops_north_south, routed.from_host)
+    parts: list[OpCounts] = []
+    total: list[Trace] = []
+    for inputs, trace in reference.stream(net, samples.x, options):
+        parts.append(counter.count(inputs, trace))
+        if mapping is not None:
+            total = [Trace.total([*total, trace])]
+    routing = None if mapping is None else mapping.routing(total[0], net.timesteps)
+    counts = functools.reduce(operator.add, parts)
     return counts, _estimates(net, counts, loaded, routing)
 
 
@@ -334,13 +345,18 @@ def _depth(net: Network) -> int | None:
 
 
 def write_energy(
-    path: PathLike, counts: "OpCounts", estimates: "Sequence[Energy]", rate: float | None = None
+    path: PathLike,
+    counts: "OpCounts",
+    estimates: "Sequence[Energy]",
+    rate: float | None = None,
+    checked: "CrossCheck | None" = None,
 ) -> dict[str, Any]:
     """Counts and estimates as JSON, and into ``energy.json`` where ``path`` is a run directory.
 
-    With ``rate``, the power at so many inferences a second.
+    With ``rate``, the power at so many inferences a second; with ``checked``, what another simulator says.
     """
     content = {"counts": counts.to_json(), "models": [estimate.to_json(rate) for estimate in estimates]}
+    content |= {} if checked is None else {"cross_check": checked.to_json()}
     if Path(path).is_dir():
         run_folder = Run.open(path)
         run_folder.write_json(run_folder.energy, {"schema": 1, **content})
@@ -350,11 +366,13 @@ def write_energy(
 # --- fewer timesteps --------------------------------------------------------------------------------------------------
 
 
-def over_timesteps(net: Network, samples: Samples, models: Sequence[str]) -> "list[AtTimesteps]":
+def over_timesteps(
+    net: Network, samples: Samples, models: Sequence[str], *, mapping: "ChipMapping | None" = None
+) -> "list[AtTimesteps]":
     """Runs the same network for 1, 2, ... ``net.timesteps`` timesteps: accuracy, operations, modelled energy of each.
 
     One pass of the reference target answers for all of them, in bounded memory. An event input is cut after its
-    first frames; nothing is trained or quantised again.
+    first frames; nothing is trained or quantised again. A mapping is priced as by :func:`energy`.
     """
     from snnkit.analysis.counts import Counter
     from snnkit.analysis.energy import load_model
@@ -366,18 +384,23 @@ def over_timesteps(net: Network, samples: Samples, models: Sequence[str]) -> "li
     shorter = {t: Counter(dataclasses.replace(net, timesteps=t)) for t in range(1, net.timesteps + 1)}
     counts: dict[int, OpCounts] = {}
     predicted: dict[int, list[Array]] = {t: [] for t in shorter}
+    totals: dict[int, Trace] = {}
     for inputs, trace in reference.stream(net, samples.x, reference.Options(record="raster")):
         for t, counter in shorter.items():
             stopped = trace.until(t)
             counted = counter.count(inputs if direct else inputs[:t], stopped)
             counts[t] = counts[t] + counted if t in counts else counted
             predicted[t].append(predictions(stopped))
+            if mapping is not None:
+                totals[t] = Trace.total([totals[t], stopped] if t in totals else [stopped])
     return [
         AtTimesteps(
             timesteps=t,
             accuracy=_accuracy(np.concatenate(predicted[t]), samples),
             counts=counts[t],
-            energies=tuple(_estimates(net, counts[t], loaded)),
+            energies=tuple(
+                _estimates(net, counts[t], loaded, None if mapping is None else mapping.routing(totals[t], t))
+            ),
         )
         for t in shorter
     ]
@@ -403,8 +426,17 @@ def check(net: Network, chips: Sequence[str], samples: Samples | None = None, *,
     loaded = [load_chip(name) for name in dict.fromkeys(chips)]
     if len({chip.name for chip in loaded}) < len(loaded):
         raise UsageError(f"two of the chips {', '.join(chips)} have the same name", "give each file a name of its own")
-    trace = None if samples is None else run(net, samples.x, "reference")
+    if samples is None:
+        return [map_network(net, chip, chips=count) for chip in loaded]
+    from snnkit_targets import reference
+
+    trace = Trace.total(trace for _, trace in reference.stream(net, samples.x, reference.Options()))
     return [map_network(net, chip, trace, chips=count) for chip in loaded]
+
+
+def carrier(mappings: "Sequence[ChipMapping]") -> "ChipMapping | None":
+    """Of several mappings the one whose routing is priced: the first that fits, else the first."""
+    return next((mapping for mapping in mappings if mapping.fits), next(iter(mappings), None))
 
 
 def write_mapping(path: PathLike, mappings: "Sequence[ChipMapping]") -> dict[str, Any]:

@@ -14,10 +14,9 @@ from snnkit.analysis.energy import list_models
 from snnkit.analysis.report import content, history, parts
 from snnkit.analysis.report.page import render
 from snnkit.analysis.report.verdict import conclude
-from snnkit.analysis.timesteps import AtTimesteps
 from snnkit.config import DistillConfig, load_config
 from snnkit.files import write_atomically
-from snnkit.network import Network, infer_shapes
+from snnkit.network import Network, infer_shapes, verify
 from snnkit.pipeline import PathLike, Samples
 from snnkit.records import Record
 from snnkit.runs import Run
@@ -57,8 +56,7 @@ def report(
     chosen = pipeline.load_samples(net, count=samples)
     if samples is None:
         chosen = pipeline.first_samples(net, chosen, _affordable(net))
-    rows = pipeline.over_timesteps(net, chosen, models or list_models())
-    made = _gather(run, net, chosen, rows, list_chips() if chips is None else chips)
+    made = _gather(run, net, chosen, models or list_models(), list_chips() if chips is None else chips)
     page = render(made).encode("utf-8", "replace")
     return Written(made, write_atomically(run.report, page), run.write_json(run.report_data, made.to_json()))
 
@@ -69,18 +67,17 @@ def _affordable(net: Network) -> int:
     return max(LEAST, int(BUDGET / (dense * net.timesteps)))
 
 
-def _gather(
-    run: Run, net: Network, chosen: Samples, rows: Sequence[AtTimesteps], chips: Sequence[str]
-) -> content.Report:
+def _gather(run: Run, net: Network, chosen: Samples, models: Sequence[str], chips: Sequence[str]) -> content.Report:
     config, record, quantization = load_config(run.config), records.read(run), history.quantization(run, net)
+    routed = pipeline.first_samples(net, chosen, ROUTED)
+    mappings = pipeline.check(net, chips, routed) if verify(net) == "integer" else []
+    rows = pipeline.over_timesteps(net, chosen, models, mapping=pipeline.carrier(mappings))
     facts = parts.facts(net, rows[-1])
     steps = tuple(map(parts.step, rows))
     few = pipeline.first_samples(net, chosen, SHOWN)
     trace = pipeline.run(net, few.x, "reference", record="raster")
     results = _results(run, config, record, quantization, rows[-1].accuracy)
     agreements = () if record is None else record.agreements
-    routed = pipeline.first_samples(net, chosen, ROUTED)
-    mappings = pipeline.check(net, chips, routed) if facts.kind == "integer" else []
     mapped = tuple(parts.chip(mapping, min(ROUTED, facts.samples)) for mapping in mappings)
     saliency, curves = history.saliency(run), history.curves(run)
     return content.Report(

@@ -21,6 +21,7 @@ from snnkit.pipeline import (
     Evaluation,
     PathLike,
     Samples,
+    carrier,
     check,
     energy,
     evaluate,
@@ -164,8 +165,7 @@ def validate(
     gates += _accurate(evaluations, limits, student)
     energies: list[Energy] = []
     if limits.max_energy is not None or models:
-        mapping = mappings[0] if mappings else None
-        _, energies = energy(net, chosen, models or MODELS, mapping=mapping)
+        _, energies = energy(net, chosen, models or MODELS, mapping=carrier(mappings))
         gates += [_cheap(estimate, limits.max_energy) for estimate in energies if limits.max_energy is not None]
     return Validation(
         network=str(path),
@@ -233,6 +233,7 @@ def _cheap(estimate: Energy, most: float) -> Gate:
     if estimate.bound == "at least":
         details.append("the model gives a lower bound only")
     details += [f"unknown, not counted: {name}" for name, _ in estimate.unknown]
+    details += [f"spikes between cores: as on {estimate.routed_on}"] if estimate.routed_on else []
     name = f"energy by {estimate.model}, {estimate.precision}"
     wanted = f"at most {format_energy(most)}"
     return Gate(name, estimate.high <= most, found, wanted, estimate.high, most, tuple(details))

@@ -66,6 +66,7 @@ class Energy:
     """The energy of one inference, in joules; ``baselines`` are one pass of the same topology as an ANN.
 
     ``unknown`` names what happens but has no published price, with its count per inference where it has one.
+    ``routed_on`` names the chip on whose cores the network was placed, if it was.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Energy:
     unknown: tuple[tuple[str, float | None], ...] = ()
     latency: Latency | None = None
     static_watts: tuple[float, float, float] | None = None
+    routed_on: str | None = None
 
     @property
     def joules(self) -> float:
@@ -96,9 +98,9 @@ class Energy:
 
     @property
     def bound(self) -> str | None:
-        """``at least`` or ``at most`` where some term is only that; both together leave an estimate."""
+        """``at least`` where some term is only that, and none ``at most``: every model leaves something out."""
         bounds = set().union(*(term.bounds for term in self.terms if term.joules))
-        return bounds.pop() if len(bounds) == 1 else None
+        return "at least" if bounds == {"at least"} else None
 
     @property
     def summary(self) -> str:
@@ -119,6 +121,18 @@ class Energy:
             return None
         return min(1.0, float(self.firing_rate * (limit - fixed) / growing))
 
+    def break_even(self, baseline: Term) -> str:
+        """In words, over both ranges: ``break-even at a firing rate of 1.11 %``."""
+        if self.firing_rate == 0:
+            return "no neuron fired, so that there is no rate to compare at"
+        least, most = (self.break_even_rate(baseline, end) for end in ("high", "low"))
+        if most is None:
+            return "costs less than this network without any spike"
+        if least == 1:
+            return "costs more than this network at any firing rate"
+        low, high = (f"{100 * (rate or 0.0):.2f} %" for rate in (least, most))
+        return f"break-even at a firing rate of {low if low == high else f'{low} to {high}'}"
+
     def power(self, rate: float) -> tuple[float, float, float]:
         """Watts at ``rate`` inferences a second, low, nominal and high; with the static power where it is known."""
         static = self.static_watts or (0.0, 0.0, 0.0)
@@ -137,6 +151,12 @@ class Energy:
             return None
         return self.low * seconds[0], self.joules * seconds[1], self.high * seconds[2]
 
+    @property
+    def energy_delay_bound(self) -> str | None:
+        """``at least`` where the energy or the length of a timestep is only that."""
+        step = self.latency.timestep if self.latency else None
+        return "at least" if "at least" in (self.bound, step.bound if step else None) else None
+
     def to_json(self, rate: float | None = None) -> dict[str, Any]:
         """Everything above; with ``rate``, the power at so many inferences a second."""
         result = {
@@ -152,10 +172,12 @@ class Energy:
             "bound": self.bound,
             "summary": self.summary,
             "firing_rate": self.firing_rate,
+            "routed_on": self.routed_on,
             "terms": [term.to_json() for term in self.terms],
             "baselines": [
                 term.to_json()
                 | {
+                    "break_even": self.break_even(term),
                     "break_even_rate": self.break_even_rate(term),
                     "break_even_rate_low": self.break_even_rate(term, "high"),
                     "break_even_rate_high": self.break_even_rate(term, "low"),
@@ -166,6 +188,7 @@ class Energy:
             "unknown": [{"name": name, "count": count} for name, count in self.unknown],
             "latency": None if self.latency is None else self.latency.to_json(),
             "energy_delay": self.energy_delay(),
+            "energy_delay_bound": self.energy_delay_bound,
             "power": None,
         }
         if rate is not None:
@@ -222,6 +245,7 @@ def estimate(
         unknown=tuple(unknown),
         latency=latency,
         static_watts=(static.lower, static.nominal, static.upper) if static else None,
+        routed_on=None if routing is None else routing.chip or None,
     )
 
 

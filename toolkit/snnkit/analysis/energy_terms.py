@@ -59,11 +59,16 @@ class Routing:
     """What a mapping knows of the spikes' way, per inference: packets from core to core, and hops between tiles.
 
     ``from_host``: packets of a stem that the host computes; those of an event input are not routed, but counted.
+    ``relay_updates`` and ``relay_spikes`` are those of the neurons that only hold spikes back, by one weight each.
+    ``chip`` names what the network was mapped on.
     """
 
     messages: float
     hops: float
     from_host: float = 0.0
+    relay_updates: float = 0.0
+    relay_spikes: float = 0.0
+    chip: str = ""
 
 
 class _Add(Protocol):
@@ -105,7 +110,12 @@ def make_terms(
         add("graded synapses", "graded_mac", other, grows=True)
     if counts.total("dense", "host"):
         add("input layer, on the host", "graded_mac", once)
-    _add_neurons(counts, prices, add, terms)
+    names = ("updates_active", "updates_inactive", "updates_reached", "state_additions", "state_multiplications")
+    _add_neurons(_Updates(*(counts.mean(name, "chip") for name in names)), prices, add, terms)
+    if routing is not None and routing.relay_updates and prices.state_addition is None:  # arithmetic has no relays
+        passed = "synaptic_event" if prices.synaptic_event_conv is None else "synaptic_event_conv"
+        add("relays: synaptic events", passed, routing.relay_spikes, grows=True)
+        _add_neurons(_Updates.of_relays(routing), prices, add, terms, "relays: ")
     if model.memory:
         terms += _memory_terms(counts, model, prices, events, {"input layer": stem + once, "graded synapses": other})
     _add_routing(counts, prices, routing, add, unknown)
@@ -114,22 +124,37 @@ def make_terms(
     return terms, unknown
 
 
-def _add_neurons(counts: OpCounts, prices: Prices, add: _Add, terms: list[Term]) -> None:
-    active, inactive = counts.mean("updates_active", "chip"), counts.mean("updates_inactive", "chip")
+@dataclass(frozen=True)
+class _Updates:
+    """Of neurons, per inference; an active one spikes."""
+
+    active: float
+    inactive: float
+    reached: float
+    additions: float = 0.0
+    multiplications: float = 0.0
+
+    @classmethod
+    def of_relays(cls, routing: Routing) -> "_Updates":
+        resting = routing.relay_updates - routing.relay_spikes
+        return cls(routing.relay_spikes, resting, routing.relay_updates)
+
+
+def _add_neurons(updates: _Updates, prices: Prices, add: _Add, terms: list[Term], who: str = "") -> None:
     if prices.state_addition is not None:
-        add("neuron state, additions", "state_addition", counts.mean("state_additions", "chip"))
-        add("neuron state, decays", "state_multiplication", counts.mean("state_multiplications", "chip"))
+        add(f"{who}neuron state, additions", "state_addition", updates.additions)
+        add(f"{who}neuron state, decays", "state_multiplication", updates.multiplications)
     elif prices.neuron_access is not None:
-        add("neurons visited", "neuron_access", active + inactive)
-        add("neurons updated", "neuron_update", counts.mean("updates_reached", "chip"))
-        add("neurons that spike", "neuron_spike", counts.mean("spikes", "chip"), grows=True)
+        add(f"{who}neurons visited", "neuron_access", updates.active + updates.inactive)
+        add(f"{who}neurons updated", "neuron_update", updates.reached)
+        add(f"{who}neurons that spike", "neuron_spike", updates.active, grows=True)
     elif prices.update_active is not None and prices.update_inactive is not None:
-        price, name = prices.update_active, "neuron updates, active"
+        price, name = prices.update_active, f"{who}neuron updates, active"
         dearer = 1 - prices.update_inactive.joules / price.joules  # an update that spikes is one that does not rest
-        terms.append(Term(name=name, operation="update_active", count=active, price=price, growing=dearer))
-        add("neuron updates, inactive", "update_inactive", inactive)
+        terms.append(Term(name=name, operation="update_active", count=updates.active, price=price, growing=dearer))
+        add(f"{who}neuron updates, inactive", "update_inactive", updates.inactive)
     else:
-        add("neuron updates", "update_active", active + inactive)
+        add(f"{who}neuron updates", "update_active", updates.active + updates.inactive)
 
 
 def _memory_terms(

@@ -8,13 +8,14 @@ that spikes take. A compiler of the chip's maker may cut otherwise; what is coun
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from snnkit.analysis.chips import Chip
 from snnkit.analysis.cutting import cut_all, fans, memory_words
+from snnkit.analysis.energy_terms import Routing
 from snnkit.analysis.layers import Layer, read_layers
 from snnkit.analysis.limits import Violation, violations_of_values, warnings_of_ranges
 from snnkit.analysis.partition import Cut, Load, axons_out, load
@@ -94,6 +95,7 @@ class Mapping:
     latency_first: Latency
     latency_next: Latency
     routed: Routed | None
+    placed: dict[str, Placement] = field(repr=False, compare=False)
 
     @property
     def fits(self) -> bool:
@@ -114,6 +116,19 @@ class Mapping:
         optional = ("input_axons", "output_axons", "compartment_configurations", "threshold_configurations")
         names = (*optional, "synapse_configurations")
         return tuple(name.replace("_", " ") for name in names if getattr(self.chip, name) is None)
+
+    def routing(self, trace: Trace, timesteps: int) -> Routing:
+        """The way of the spikes of a trace of so many timesteps, and the work of the relays, to be priced."""
+        routed = route(self.placed, trace, self.chip)
+        relays = sum(layer.neurons for layer in self.layers if layer.kind == "relay")
+        return Routing(
+            messages=routed.within_core + routed.between_cores,
+            hops=routed.hops_east_west + routed.hops_north_south,
+            from_host=routed.from_host,
+            relay_updates=relays * timesteps,
+            relay_spikes=routed.relayed,
+            chip=self.chip.title if self.fits else f"{self.chip.title}, which the network does not fit",
+        )
 
     def total(self, name: str) -> int:
         """The sum of a :class:`Core` field over the cores."""
@@ -188,6 +203,7 @@ def map_network(net: Network, chip: Chip, trace: Trace | None = None, *, chips: 
         latency_first=answers["first"],
         latency_next=answers["next"],
         routed=None if trace is None else route(where, trace, chip),
+        placed=where,
     )
 
 

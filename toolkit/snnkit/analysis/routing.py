@@ -24,6 +24,7 @@ class Routed:
     ``within_core`` stay on their core (recurrent edges), ``within_tile`` go to a neighbour behind the same router,
     ``between_tiles`` farther; ``between_chips`` of these leave their chip, once for each boundary. ``from_host``:
     spikes of a stem that the host computes (raw inputs are not counted), ``to_host``: spikes that the host counts.
+    ``relayed``: spikes of relays, which hold others back; their messages are among those above.
     """
 
     within_core: float = 0.0
@@ -34,6 +35,7 @@ class Routed:
     hops_north_south: float = 0.0
     from_host: float = 0.0
     to_host: float = 0.0
+    relayed: float = 0.0
 
     @property
     def between_cores(self) -> float:
@@ -82,6 +84,8 @@ def route(placed: dict[str, Placement], trace: Trace, chip: Chip) -> Routed:
             elif afferent.source in trace.spikes_per_neuron:
                 spikes = _spikes(trace, afferent.source).reshape(afferent.volume)
                 total += Routed(from_host=float((spikes * _reached(reach, afferent)).sum()))
+        if reader.layer.kind == "relay":
+            total += Routed(relayed=float(_spikes(trace, reader.layer.spikes_of).sum()))
         if reader.layer.counted:
             total += Routed(to_host=float(_spikes(trace, reader.layer.spikes_of).sum()))
     return total

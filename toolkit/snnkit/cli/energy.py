@@ -3,7 +3,7 @@
 import math
 
 from snnkit.analysis.energy import Energy, Term, format_quantity, format_range
-from snnkit.cli.output import number, percent, print_json, print_table, say
+from snnkit.cli.output import number, print_json, print_table, say
 from snnkit.cli.summary import print_counts
 
 
@@ -38,15 +38,14 @@ def energy_command(
             raise UsageError(message, "leave out --rate, --chip and --cross-check")
         show(net, network, chosen, models, json=json)
         return
-    mapping = None if chip is None else check(network, [chip], chosen)[0]
-    counts, estimates = energy(network, chosen, models, mapping=mapping)
-    content = write_energy(net, counts, estimates, rate)
+    mapping = None if chip is None else check(network, [chip])[0]
     checked = None
     if cross_check is not None:
         from snnkit.crosscheck import cross_check as beside
 
         checked = beside(network, chosen)
-        content["cross_check"] = checked.to_json()
+    counts, estimates = energy(network, chosen, models, mapping=mapping)
+    content = write_energy(net, counts, estimates, rate, checked)
     if json:
         print_json(content)
         return
@@ -66,7 +65,7 @@ def print_energy(energy: Energy, rate: float | None = None) -> None:
     rows += [[name, "" if count is None else number(count), "unknown", "unknown", ""] for name, count in energy.unknown]
     rows.append(["total", "", "", bounded(energy), ""])
     for baseline in energy.baselines:
-        rows.append([*_row(baseline)[:4], _break_even(energy, baseline)])
+        rows.append([*_row(baseline)[:4], energy.break_even(baseline)])
     columns = ["term", "operations", "each", "energy", "source"]
     title = f"{energy.title}, {energy.precision}: {energy.label}, per inference; operations simulated"
     print_table(title, columns, rows, text=(0, 4))
@@ -96,26 +95,25 @@ def bounded(energy: Energy) -> str:
     return f"{energy.bound or ''} {format_range(energy.low, energy.high)}".strip()
 
 
-def _break_even(energy: Energy, baseline: Term) -> str:
-    rates = [energy.break_even_rate(baseline, end) for end in ("high", "low")]
-    if rates == [None, None]:
-        return "costs less than this network without any spike"
-    low, high = (percent(100 * (rate or 0.0)) for rate in rates)
-    return f"break-even at a firing rate of {low if low == high else f'{low} to {high}'}"
-
-
 def _row(term: Term) -> list[str]:
     count = f"{'at least ' if term.at_least else ''}{number(term.count)}"
     return [term.name, count, term.price.text(), format_range(term.low, term.high), term.price.source]
 
 
 def _delays(energy: Energy) -> tuple[str, str]:
-    latency, product = energy.latency, energy.energy_delay()
+    latency = energy.latency
     if latency is None:
         return "", ""
     seconds = latency.seconds(latency.next)
-    after = f"{latency.next} timesteps" if seconds is None else format_range(seconds[0], seconds[2], "s")
-    return after, "unknown" if product is None else format_range(product[0], product[2], "J s")
+    known = "" if seconds is None else f"{_step_bound(energy)}{format_range(seconds[0], seconds[2], 's')}"
+    return known or f"{latency.next} timesteps", _product(energy)
+
+
+def _product(energy: Energy) -> str:
+    product = energy.energy_delay()
+    if product is None:
+        return "unknown"
+    return f"{energy.energy_delay_bound or ''} {format_range(product[0], product[2], 'J s')}".strip()
 
 
 def _timing(energy: Energy, rate: float | None) -> list[str]:
@@ -131,9 +129,9 @@ def _timing(energy: Energy, rate: float | None) -> list[str]:
             lines.append("time of a timestep: unknown")
         else:
             lines.append(f"a timestep takes {latency.timestep.text()}: {latency.timestep.source}")
-        product = energy.energy_delay()
-        known = "unknown" if product is None else format_range(product[0], product[2], "J s")
-        lines.append(f"energy-delay product, to the first answer: {known}")
+        lines.append(f"energy-delay product, to the first answer: {_product(energy)}")
+    if energy.routed_on:
+        lines.append(f"spikes between cores: as on {energy.routed_on}, at this model's prices")
     if rate is not None:
         low, _, high = energy.power(rate)
         static = "with" if energy.static_watts else "without the unknown"

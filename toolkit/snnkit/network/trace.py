@@ -1,7 +1,8 @@
 """What a run left behind: readouts and spikes, the same for every target."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,8 @@ class Trace:
     ``readouts`` [B, classes], int64 for an integer network and float32 for a float one. Per neuron node:
     ``spikes_per_step`` int32 [T, B], ``spikes_per_neuron`` int32 [B, *shape] and, if recorded, ``rasters``
     bool [T, B, *shape]. ``readouts_per_step`` [T, B, classes] is, if recorded, the readout as it stood after each
-    timestep. ``overflows`` counts, per neuron node, the updates whose u wrapped or v saturated.
+    timestep. ``overflows`` counts, per neuron node, the updates whose u wrapped or v saturated. Of a trace that
+    :meth:`total` made, ``spikes_per_neuron`` are sums over the samples, int64 [1, *shape].
     ``steps`` is what the target executed, B * T plus its pipeline latency where it has one.
     """
 
@@ -45,8 +47,8 @@ class Trace:
         """Spikes per neuron and timestep of every neuron node, 0..1."""
         rates = {}
         for name, per_neuron in self.spikes_per_neuron.items():
-            timesteps = self.spikes_per_step[name].shape[0]
-            rates[name] = float(per_neuron.sum(dtype=np.int64) / max(1, per_neuron.size * timesteps))
+            possible = math.prod(per_neuron.shape[1:]) * self.spikes_per_step[name].size
+            rates[name] = float(per_neuron.sum(dtype=np.int64) / max(1, possible))
         return rates
 
     def until(self, timesteps: int) -> "Trace":
@@ -87,13 +89,26 @@ class Trace:
             first,
             readouts=np.concatenate([part.readouts for part in parts]),
             spikes_per_step={name: np.concatenate([p.spikes_per_step[name] for p in parts], axis=1) for name in names},
-            spikes_per_neuron={name: np.concatenate([p.spikes_per_neuron[name] for p in parts]) for name in names},
+            spikes_per_neuron={
+                name: np.concatenate([p.spikes_per_neuron[name] for p in parts]) for name in first.spikes_per_neuron
+            },
             rasters={name: np.concatenate([r[name] for r in rasters], axis=1) for name in names} if rasters else None,
             readouts_per_step=np.concatenate(answers, axis=1) if answers else None,
             overflows={name: sum(part.overflows[name] for part in parts) for name in first.overflows},
             seconds=sum(part.seconds for part in parts),
             steps=sum(part.steps for part in parts),
         )
+
+    @classmethod
+    def total(cls, parts: Iterable["Trace"]) -> "Trace":
+        """The same without rasters and with the spikes of each neuron summed, so that neurons times samples fit."""
+        kept: list[Trace] = []
+        sums: dict[str, Array] = {}
+        for part in parts:
+            for name, counts in part.spikes_per_neuron.items():
+                sums[name] = sums.get(name, 0) + counts.sum(axis=0, keepdims=True, dtype=np.int64)
+            kept.append(dataclasses.replace(part, spikes_per_neuron={}, rasters=None))
+        return dataclasses.replace(cls.join(kept), spikes_per_neuron=sums)
 
     @classmethod
     def from_rasters(

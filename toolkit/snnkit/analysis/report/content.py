@@ -113,11 +113,12 @@ class Term(Priced):
 
 
 class Baseline(Priced):
-    """The same topology as an ANN, and between which firing rates the network would cost as much.
+    """The same topology as an ANN, and between which firing rates the network would cost as much, also in words.
 
-    A rate is None where the network costs more without any spike.
+    A rate is None where the network costs more without any spike, or where none of its neurons fired.
     """
 
+    break_even: str
     break_even_rates: tuple[float | None, float | None]
 
 
@@ -139,7 +140,10 @@ class Latency(Part):
 
 
 class Energy(Total):
-    """An energy model at one precision; ``energy_delay`` is in joule-seconds: low, nominal, high."""
+    """An energy model at one precision; ``energy_delay`` is in joule-seconds: low, nominal, high.
+
+    ``routed_on`` names the chip on whose cores the spikes are routed.
+    """
 
     title: str
     technology: str
@@ -151,6 +155,8 @@ class Energy(Total):
     unknown: tuple[Unknown, ...]
     latency: Latency | None
     energy_delay: tuple[float, float, float] | None
+    energy_delay_bound: str | None
+    routed_on: str | None
 
 
 class Raster(Part):

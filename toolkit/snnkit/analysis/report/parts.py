@@ -110,6 +110,7 @@ def energy(found: Energy) -> content.Energy:
         baselines=tuple(
             content.Baseline(
                 **_term(baseline),
+                break_even=found.break_even(baseline),
                 break_even_rates=(found.break_even_rate(baseline, "high"), found.break_even_rate(baseline, "low")),
             )
             for baseline in found.baselines
@@ -117,6 +118,8 @@ def energy(found: Energy) -> content.Energy:
         unknown=tuple(content.Unknown(name=name, count=count) for name, count in found.unknown),
         latency=None if found.latency is None else latency(found.latency),
         energy_delay=found.energy_delay(),
+        energy_delay_bound=found.energy_delay_bound,
+        routed_on=found.routed_on,
         leaves_out=found.leaves_out,
     )
 
