@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
@@ -105,11 +106,52 @@ def test_spikingjelly_s_threshold(tmp_path: Path) -> None:
     assert spikes == {"silent": [[2.0, 2.0]], "fire": [[4.0, 4.0]]}
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_snntorch_s_convolutions(late: bool, tmp_path: Path) -> None:
+    """It resets to zero late or at once: the spikes are the same."""
+
+    def leaky(*shape: int, output: bool = False) -> nn.Module:
+        common = {"init_hidden": True, "output": output, "reset_mechanism": "zero", "reset_delay": late}
+        return snntorch.Leaky(beta=torch.full(shape, 0.75), threshold=torch.full(shape, 1.0), **common)
+
+    first = [dyadic(nn.Conv2d(2, 4, 3, padding=1)), leaky(4, 6, 6), nn.AvgPool2d(2)]
+    model = nn.Sequential(*first, nn.Flatten(), dyadic(nn.Linear(36, 3)), leaky(3, output=True))
+    x = events(2, 6, 6)
+    exported(model, torch.zeros(1, 2, 6, 6), tmp_path)
+    choices = Choices(reset="zero", dt=1e-4, timesteps=STEPS, encoding="events")
+    imported = nir_read.read(tmp_path / "net.nir", choices)
+    with torch.no_grad():
+        expected = sum(model(frame)[0] for frame in torch.tensor(x, dtype=torch.float32))
+    assert_same_answer(imported.network, x, expected)
+
+
+@pytest.mark.parametrize(("late", "largest", "equal"), [(False, 1.9, True), (False, 3.0, False), (True, 1.9, False)])
+def test_snntorch_s_reset_by_subtraction(late: bool, largest: float, equal: bool, tmp_path: Path) -> None:
+    """Equal spikes if it is not late and no membrane passes twice the threshold, as docs/nir.md says."""
+    one = torch.ones(1)
+    leaky = snntorch.Leaky(beta=0.75 * one, threshold=one, init_hidden=True, output=True, reset_delay=late)
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), leaky)
+    model[0].weight.data = torch.tensor([[largest, 0.4]])
+    x = np.zeros((STEPS, 1, 2), np.uint8)
+    x[0, 0, 0] = x[1, 0, 1] = 1
+    exported(model, torch.zeros(1, 2), tmp_path)
+    choices = Choices(reset="subtract", dt=1e-4, timesteps=STEPS, encoding="events")
+    net = nir_read.read(tmp_path / "net.nir", choices).network
+    with torch.no_grad():
+        theirs = [bool(model(frame)[0]) for frame in torch.tensor(x, dtype=torch.float32)]
+    rasters = reference.run(net, x, reference.Options(record="raster")).rasters
+    assert rasters
+    (ours,) = rasters.values()
+    assert any(theirs)
+    assert (ours.ravel().tolist() == theirs) == equal
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
 @pytest.mark.parametrize("kind", ["Leaky", "Synaptic"])
-def test_snntorch(kind: str, tmp_path: Path) -> None:
+def test_snntorch(kind: str, reset: Any, tmp_path: Path) -> None:
     def spiking(size: int, *, output: bool = False) -> nn.Module:
         beta, threshold = torch.full((size,), 0.75), torch.full((size,), 1.0)
-        common = {"threshold": threshold, "init_hidden": True, "output": output, "reset_mechanism": "zero"}
+        common = {"threshold": threshold, "init_hidden": True, "output": output, "reset_mechanism": reset}
         if kind == "Leaky":
             return snntorch.Leaky(beta=beta, reset_delay=False, **common)
         return snntorch.Synaptic(alpha=torch.full((size,), 0.5), beta=beta, reset_delay=False, **common)
@@ -117,10 +159,12 @@ def test_snntorch(kind: str, tmp_path: Path) -> None:
     layers = [nn.Linear(12, 6), spiking(6), nn.Linear(6, 3), spiking(3, output=True)]
     for layer_ in layers[::2]:
         dyadic(layer_)
+        if reset == "subtract":  # below twice the threshold
+            layer_.weight.data /= 8
     model, x = nn.Sequential(*layers), events(12)
     graph = exported(model, torch.zeros(1, 12), tmp_path)
     assert set(graph.nodes) >= {"input", "output"}
-    choices = Choices(reset="zero", dt=1e-4, timesteps=STEPS, encoding="events")
+    choices = Choices(reset=reset, dt=1e-4, timesteps=STEPS, encoding="events")
     imported = nir_read.read(tmp_path / "net.nir", choices)
     with torch.no_grad():
         steps = [model(frame)[0] for frame in torch.tensor(x, dtype=torch.float32)]
