@@ -117,6 +117,7 @@ def test_a_damaged_file_is_an_error_and_never_a_crash(data: st.DataObject) -> No
         ({"timesteps": True}, "timesteps is not int"),
         ({"nodes": []}, "holds the unknown array"),
         ({"nodes": 3}, "damaged header"),
+        ({"metadata": {"x": float("nan")}}, "damaged header .*not JSON compliant"),
         ({"stem": "moon"}, "stem is 'moon'"),
     ],
 )

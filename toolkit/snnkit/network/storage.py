@@ -81,7 +81,8 @@ def decode(header: str, arrays: dict[str, ir.Array], path: Path) -> ir.Network:
     """The verified network that :func:`encode` took apart; ``path`` is named in errors."""
     try:
         graph = json.loads(header)
-        json.dumps(graph, ensure_ascii=False).encode()  # escapes can spell half characters, which nothing can print
+        # escapes can spell half characters, which nothing can print; nor is NaN, which Python reads, JSON
+        json.dumps(graph, ensure_ascii=False, allow_nan=False).encode()
         net = _decode(graph, dict(arrays), path)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NetworkError(f"'{path}' has a damaged header ({error})", "write the file again") from None
