@@ -4,14 +4,18 @@ import itertools
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from snnkit.cli.main import run
 from snnkit.config import load_config
+from snnkit.network import save
 from snnkit.training.encoding import Encoder
 from snnkit.training.models import build_student, build_teacher, initialise
 from snnkit.training.objective import StudentObjective
+from tests.golden import GOLDEN
+from tests.networks import raw_inputs
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "cifar100_resnet18.yaml"
@@ -50,3 +54,15 @@ def test_networks_fit_together(settings, monkeypatch):
     _, values = objective(x, torch.tensor([3, 5]))
     assert set(values) == set(objective.weights)
     assert all(value.isfinite() for value in values.values())
+
+
+def test_a_network_and_its_configuration_are_all_that_running_needs(tmp_path, capsys):
+    net, folder = GOLDEN["residual, 1x1"], tmp_path / "shipped"
+    save(net, folder / "network.safetensors")
+    (folder / "config.yaml").write_text(load_config(EXAMPLE).to_yaml())
+    np.save(tmp_path / "x.npy", raw_inputs(net, samples=3))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0]))
+    data = f"{tmp_path / 'x.npy'},{tmp_path / 'y.npy'}"
+    assert run(["run", str(folder), "--target", "reference", "--data", data]) == 0
+    assert "of 3" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "network.safetensors"]
