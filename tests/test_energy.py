@@ -253,7 +253,7 @@ def test_relays_by_hand():
     )
     without = estimate(made_up(), load_model("loihi1-davies2018"), routing=Routing(messages=12, hops=0))
     assert davies.joules - without.joules == pytest.approx(sum(relays.values()) * PJ)
-    assert (davies.routed_on, without.routed_on) == ("a chip", None)
+    assert (davies.routed_on, without.routed_on) == ("a chip", "")
     fitted = by_name(estimate(made_up(), load_model("loihi1-sanafe"), routing=routing))
     assert fitted["relays: synaptic events"].joules == pytest.approx(6 * 24 * PJ)  # each reads a convolution of 1 x 1
     assert fitted["relays: neurons visited"].joules == pytest.approx(96 * 51.2 * PJ)
@@ -261,6 +261,7 @@ def test_relays_by_hand():
     assert dict(estimate(made_up(), load_model("truenorth"), routing=routing).unknown)["relays: neuron updates"] == 96
     arithmetic = estimate(made_up(), load_model("horowitz2014-45nm"), routing=routing)
     assert not any(name.startswith("relays") for name in by_name(arithmetic))  # it says nothing of any chip
+    assert arithmetic.routed_on is None
 
 
 def test_messages_that_enter_a_mapped_chip():

@@ -178,6 +178,28 @@ def test_the_numbers_are_those_of_the_network(trained: Path) -> None:
     assert "--target onnxruntime" in "\n".join(data["reproduce"]["commands"])
 
 
+def test_spikes_between_cores_are_priced_on_the_chip_that_fits(trained: Path) -> None:
+    data = json.loads((trained / "report.json").read_text())
+    net, samples = load(trained / "network.safetensors"), snnkit.load_dataset("digits").test
+    assert [chip["name"] for chip in data["chips"] if chip["fits"]] == ["loihi2"]
+    (mapping,) = pipeline.check(net, ["loihi2"], pipeline.Samples(samples.x, samples.y, "digits"))
+    assert mapping.routed is not None
+    models = {energy["model"]: energy for energy in data["energies"]}
+    for name in ("loihi1-davies2018", "loihi1-sanafe"):
+        assert models[name]["routed_on"].startswith("Intel Loihi 2")
+        assert not any("mapping" in one["name"] for one in models[name]["unknown"])
+        (last,) = [e for e in data["timesteps"][-1]["energies"] if e["model"] == name]
+        assert last["joules"] == models[name]["joules"]
+    counts = {term["name"]: term["count"] for term in models["loihi1-davies2018"]["terms"]}
+    assert counts["spike routing, within tiles"] == pytest.approx(mapping.routed.between_cores)
+    assert counts["spike routing, hops between tiles"] == pytest.approx(mapping.routed.hops_east_west)
+    assert models["horowitz2014-45nm"]["routed_on"] is None
+    assert "go as on Intel Loihi 2" in (trained / "report.html").read_text()
+    for layer in data["layers"]:
+        for name in ("acs", "macs"):
+            assert sum(layer[name]) == pytest.approx(layer[f"effective_{name}"])
+
+
 def test_nothing_is_loaded_and_nothing_is_run(trained: Path) -> None:
     text = (trained / "report.html").read_text()
     page = Page(text)

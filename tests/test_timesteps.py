@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 
 from snnkit.analysis.accuracy import Accuracy
-from snnkit.analysis.counts import count
+from snnkit.analysis.counts import count, fan_out
 from snnkit.analysis.energy import estimate, load_model
+from snnkit.analysis.timesteps import COUNTED, at_each_timestep
 from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import DataError, UsageError
-from snnkit.network import Network, predictions, quantize, save
+from snnkit.network import LIF, Flatten, Network, infer_shapes, predictions, quantize, save
 from snnkit.network.depth import latency
+from snnkit.network.inputs import encode_inputs
+from snnkit.network.ir import Synapse
 from snnkit.pipeline import Samples, check, energy, over_timesteps
 from snnkit.runs import Run
 from snnkit_targets import reference
@@ -38,6 +41,37 @@ def test_every_row_equals_a_run_of_its_own(net: Network) -> None:
         assert row.counts == count(shorter, given_inputs, trace)
         assert row.counts.mean("spikes") == trace.spikes_per_inference
         assert row.energies == (estimate(row.counts, load_model("loihi1-davies2018"), depth=latency(net)),)
+
+
+@given(integer_networks())
+@settings(max_examples=20)
+def test_what_happens_at_each_timestep(net: Network) -> None:
+    """Spikes as the trace recorded them; operations from every value that arrives, times the weights that it meets."""
+    inputs, shapes = raw_inputs(net, samples=7), infer_shapes(net)
+    trace = reference.run(net, inputs, reference.Options(record="raster"))
+    assert trace.rasters is not None
+    rows = over_timesteps(net, Samples(inputs, None, "random"), ["loihi1-davies2018"])
+    encoded = encode_inputs(net, inputs)
+    frames = {net.input.name: encoded if encoded.ndim > 1 + len(net.input.shape) else np.stack([encoded] * len(rows))}
+    frames |= trace.rasters
+    for layer in at_each_timestep(rows):
+        node = net[layer.name]
+        if isinstance(node, LIF):
+            assert layer.counts["spikes"] == pytest.approx(trace.spikes_per_step[node.name].mean(axis=1))
+        operations = np.add(layer.counts["effective_acs"], layer.counts["effective_macs"])
+        expected = np.zeros(len(rows))
+        for edge in node.inputs if isinstance(node, Synapse) else ():
+            delay, source = edge.delay, edge.source
+            if isinstance(net[source], Flatten):
+                (inner,) = net[source].inputs
+                delay, source = delay + inner.delay, inner.source
+            leaving = fan_out(node, shapes[edge.source])
+            values = (frames[source] != 0).reshape(len(rows), 7, -1).mean(axis=1) @ leaving.reshape(-1)
+            expected[delay:] += values[: max(0, len(rows) - delay)]
+        assert operations == pytest.approx(expected)
+        for name in COUNTED:
+            (total,) = [getattr(counted, name) for counted in rows[-1].counts.nodes if counted.name == layer.name]
+            assert 7 * sum(layer.counts[name]) == pytest.approx(total)
 
 
 @given(integer_networks())
@@ -95,8 +129,11 @@ def test_the_command_prints_and_writes_every_row(capsys: pytest.CaptureFixture[s
     assert all(row["samples"] == 7 and 0 <= row["accuracy"] <= 100 for row in found["rows"])
     spikes = [row["spikes"] for row in found["rows"]]
     assert spikes == sorted(spikes)
+    sums = {name: sum(sum(layer[name]) for layer in found["layers"]) for name in ("spikes", "effective_acs")}
+    assert sums == pytest.approx({name: found["rows"][-1][name] for name in sums})
     assert [energy["model"] for energy in found["rows"][0]["energies"]].count("loihi1-davies2018") == 1
     assert snnkit_command([*command, str(tmp_path / "x.npy")]) == 0
     printed = capsys.readouterr().out
     assert "no labels" in printed
     assert f"T={net.timesteps}" in printed
+    assert f"t={net.timesteps}" in printed

@@ -18,7 +18,7 @@ from snnkit.analysis.chips import load_chip
 from snnkit.cli.main import run as snnkit_command
 from snnkit.errors import UsageError
 from snnkit.network import quantize, save
-from snnkit.validation import Limits, parse_energy, validate
+from snnkit.validation import Gate, Limits, Validation, parse_energy, validate
 from snnkit_targets import onnxruntime
 from tests.networks import raw_inputs
 from tests.test_cli import fails
@@ -168,6 +168,17 @@ def test_targets_that_diverge_fail(
     assert any("likely cause: reset: onnxruntime subtracts the threshold" in line for line in gate["details"])
     (failure,) = ET.parse(junit).getroot().iter("failure")
     assert "likely cause: reset" in failure.text
+
+
+def test_junit_holds_any_name() -> None:
+    """Names of files may hold what XML and UTF-8 cannot."""
+    gates = (Gate("fits \x07\ud800<tiny>", False, "1 \uffff", "0", details=('a "b" & \udcff',)),)
+    text = Validation(network="run\x00\udc80 & more", data="", samples=1, gates=gates).junit()
+    root = ET.fromstring(text.encode())
+    (case,) = root.iter("testcase")
+    assert (case.get("classname"), case.get("name")) == ("run & more", "fits <tiny>")
+    (failure,) = root.iter("failure")
+    assert (failure.get("message"), failure.text) == ("1 ; wanted: 0", '1 ; wanted: 0\na "b" & ')
 
 
 def test_a_recording_must_agree(capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path) -> None:

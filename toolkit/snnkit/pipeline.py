@@ -407,8 +407,11 @@ def over_timesteps(
 
 
 def write_timesteps(path: PathLike, rows: "Sequence[AtTimesteps]") -> dict[str, Any]:
-    """The rows as JSON, and into ``timesteps.json`` where ``path`` is a run directory."""
-    content = {"rows": [row.to_json() for row in rows]}
+    """The rows and what each node did at each timestep as JSON, and into ``timesteps.json`` of a run directory."""
+    from snnkit.analysis.timesteps import at_each_timestep
+
+    layers = [layer.to_json() for layer in at_each_timestep(rows)]
+    content = {"rows": [row.to_json() for row in rows], "layers": layers}
     if Path(path).is_dir():
         run_folder = Run.open(path)
         run_folder.write_json(run_folder.timesteps, {"schema": 1, **content})

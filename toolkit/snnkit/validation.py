@@ -34,6 +34,7 @@ from snnkit.runs import Run
 
 MODELS = ("loihi1-davies2018", "loihi1-sanafe")  # the chip that most is published about, by both of its sources
 _JOULES = {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "µJ": 1e-6, "μJ": 1e-6, "mJ": 1e-3, "J": 1.0}
+_UNPRINTABLE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ENERGY = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([a-zµμ]?J)\s*")
 
 
@@ -99,10 +100,12 @@ class Validation:
     def junit(self) -> str:
         """The gates as JUnit's XML, which every CI reads: a test case a gate."""
         failed = str(sum(not gate.passed for gate in self.gates))
-        counts = {"tests": str(len(self.gates)), "failures": failed, "errors": "0", "skipped": "0"}
-        suite = ET.Element("testsuite", {"name": "snnkit validate", **counts})
+        counts = {"tests": str(len(self.gates)), "failures": failed, "errors": "0"}
+        suite = ET.Element("testsuite", {"name": "snnkit validate", **counts, "skipped": "0"})
         for gate in self.gates:
-            case = ET.SubElement(suite, "testcase", {"classname": self.network, "name": gate.name})
+            case = ET.SubElement(
+                suite, "testcase", {"classname": _printable(self.network), "name": _printable(gate.name)}
+            )
             text = "\n".join((f"{gate.found}; wanted: {gate.wanted}", *gate.details))
             if gate.passed:
                 ET.SubElement(case, "system-out").text = _printable(text)
@@ -270,5 +273,5 @@ def _student(path: PathLike, net: Network, samples: Samples) -> _Student:
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(letter for letter in text if letter in "\n\t" or ord(letter) >= 32)
+    """Without the characters that XML cannot hold, such as half ones in the name of a file."""
+    return _UNPRINTABLE.sub("", text)

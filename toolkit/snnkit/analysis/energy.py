@@ -245,7 +245,7 @@ def estimate(
         unknown=tuple(unknown),
         latency=latency,
         static_watts=(static.lower, static.nominal, static.upper) if static else None,
-        routed_on=None if routing is None else routing.chip or None,
+        routed_on=routing.chip if routing and any(term.routed for term in terms) else None,
     )
 
 

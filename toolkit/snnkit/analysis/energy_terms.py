@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from snnkit.analysis.counts import OpCounts
 from snnkit.analysis.energy_models import EnergyModel, Memory, Price, Prices
 
+RELAYS = "relays: "  # how the names of their terms begin
+
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
@@ -33,6 +35,11 @@ class Term:
     @property
     def high(self) -> float:
         return self.count * self.price.upper
+
+    @property
+    def routed(self) -> bool:
+        """Whether it comes from where a mapping placed the neurons."""
+        return self.operation in ("spike_message", "spike_tile", "spike_hop") or self.name.startswith(RELAYS)
 
     @property
     def bounds(self) -> set[str]:
@@ -114,8 +121,8 @@ def make_terms(
     _add_neurons(_Updates(*(counts.mean(name, "chip") for name in names)), prices, add, terms)
     if routing is not None and routing.relay_updates and prices.state_addition is None:  # arithmetic has no relays
         passed = "synaptic_event" if prices.synaptic_event_conv is None else "synaptic_event_conv"
-        add("relays: synaptic events", passed, routing.relay_spikes, grows=True)
-        _add_neurons(_Updates.of_relays(routing), prices, add, terms, "relays: ")
+        add(f"{RELAYS}synaptic events", passed, routing.relay_spikes, grows=True)
+        _add_neurons(_Updates.of_relays(routing), prices, add, terms, RELAYS)
     if model.memory:
         terms += _memory_terms(counts, model, prices, events, {"input layer": stem + once, "graded synapses": other})
     _add_routing(counts, prices, routing, add, unknown)

@@ -1,5 +1,7 @@
 """What fewer timesteps cost and save: the same network, stopped after each of them."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,3 +43,29 @@ class AtTimesteps:
                 for energy in self.energies
             ],
         }
+
+
+COUNTED = ("spikes", "effective_acs", "effective_macs", "updates_active", "updates_inactive")
+
+
+@dataclass(frozen=True)
+class LayerSteps:
+    """What a node did at each timestep, means over the samples: ``counts[name][t]``, by the names of NodeCounts."""
+
+    name: str
+    kind: str
+    counts: dict[str, tuple[float, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": self.kind, **{name: list(values) for name, values in self.counts.items()}}
+
+
+def at_each_timestep(rows: Sequence[AtTimesteps]) -> tuple[LayerSteps, ...]:
+    """Every node of the rows for 1, 2, ... timesteps: what one timestep more has added."""
+    samples = rows[-1].counts.samples
+    found = []
+    for nodes in zip(*(row.counts.nodes for row in rows), strict=True):
+        totals = {name: [0, *(getattr(node, name) for node in nodes)] for name in COUNTED}
+        counts = {name: tuple((b - a) / samples for a, b in itertools.pairwise(sums)) for name, sums in totals.items()}
+        found.append(LayerSteps(nodes[0].name, nodes[0].kind, counts))
+    return tuple(found)

@@ -77,7 +77,10 @@ class Step(Part):
 
 
 class Layer(Part):
-    """A node: of neurons (``rate``, ``rates`` of each timestep), of synapses (operations), or the readout."""
+    """A node: of neurons (``rate``, ``rates`` of each timestep), of synapses (operations), or the readout.
+
+    ``acs`` and ``macs`` are the operations at each timestep.
+    """
 
     name: str
     kind: str
@@ -85,6 +88,8 @@ class Layer(Part):
     neurons: int = 0
     rate: float | None = None
     rates: tuple[float, ...] = ()
+    acs: tuple[float, ...] = ()
+    macs: tuple[float, ...] = ()
     spikes: float
     effective_acs: float
     effective_macs: float

@@ -53,6 +53,11 @@ class Figures:
     def rates(self, layer: content.Layer) -> Markup:
         return svg.columns(layer.rates, max(max(one.rates, default=0.0) for one in self.report.layers))
 
+    def steps(self, layer: content.Layer) -> Markup:
+        """The operations at each timestep, beside the most that a layer does at one."""
+        each = [[a + b for a, b in zip(one.acs, one.macs, strict=True)] for one in (layer, *self.report.layers)]
+        return svg.columns(each[0], max(max(values, default=0.0) for values in each))
+
     def operations(self, layer: content.Layer) -> Markup:
         most = self.most_operations or 1.0
         rest = 1.0 - (layer.effective_acs + layer.effective_macs) / most

@@ -1,6 +1,5 @@
 """From networks, counts, energies and traces to the parts of a report."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from snnkit.analysis.counts import NodeCounts
 from snnkit.analysis.energy import Energy, Latency, Term
 from snnkit.analysis.mapping import LayerMapping, Mapping
 from snnkit.analysis.report import content, png
-from snnkit.analysis.timesteps import AtTimesteps
+from snnkit.analysis.timesteps import AtTimesteps, at_each_timestep
 from snnkit.network import Network, Trace, infer_shapes, predictions, verify
 from snnkit.network.ir import Array
 
@@ -66,19 +65,19 @@ def step(row: AtTimesteps) -> content.Step:
 
 
 def layers(net: Network, rows: Sequence[AtTimesteps]) -> tuple[content.Layer, ...]:
-    """A layer a node that computes; the rate at a timestep is what one step more has added."""
+    """A layer a node that computes, over all timesteps and at each of them."""
     shapes, counts = infer_shapes(net), rows[-1].counts
     found = []
-    for index, node in enumerate(counts.nodes):
+    for node, steps in zip(counts.nodes, at_each_timestep(rows), strict=True):
         neurons = math.prod(shapes[node.name]) if node.kind == "LIF" else 0
-        spikes = [0, *(row.counts.nodes[index].spikes for row in rows)]
-        possible = max(1, neurons * counts.samples)
         found.append(
             content.Layer(
                 **_operations(node, counts.samples),
                 neurons=neurons,
-                rate=node.spikes / (possible * net.timesteps) if neurons else None,
-                rates=tuple((b - a) / possible for a, b in itertools.pairwise(spikes)) if neurons else (),
+                rate=node.spikes / (neurons * counts.samples * net.timesteps) if neurons else None,
+                rates=tuple(spikes / neurons for spikes in steps.counts["spikes"]) if neurons else (),
+                acs=steps.counts["effective_acs"] if node.dense else (),
+                macs=steps.counts["effective_macs"] if node.dense else (),
             )
         )
     return tuple(found)

@@ -112,9 +112,9 @@ def whisker(low: float, middle: float, high: float, scale: Scale, colour: int = 
 
 
 def reach(low: float, high: float, scale: Scale, colour: int = 0, *, bound: str | None = None) -> Markup:
-    """A range as a bar, a single value as a dot; an arrow where it is only a lower or an upper bound."""
+    """A range as a bar, (next to) a single value as a dot; an arrow where it is only a lower or an upper bound."""
     start, end = scale(low), scale(high)
-    if high > low:
+    if end - start > 0.01:
         marks = [tag("rect", class_=f"c{colour}", x=_percent(start), y=4, width=_percent(end - start), height=10, rx=2)]
     else:
         marks = [tag("circle", class_=f"c{colour} ringed", cx=_percent(start), cy=9, r=5)]
