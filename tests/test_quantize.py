@@ -202,6 +202,26 @@ def test_a_readout_that_would_leave_24_bits_is_scaled_to_stay_within_them() -> N
         Quantizer(net, x).measure(plain)
 
 
+def test_a_readout_that_training_drove_out_of_24_bits_is_halved() -> None:
+    net = float_network(bias=0.0)
+    kernel = np.random.default_rng(0).uniform(0.2, 0.6, (16, 1, 3, 3)).astype(np.float32)
+    head = np.random.default_rng(1).uniform(0.5, 1.0, (3, 16 * 16)).astype(np.float32)
+    bias = np.array([3.0, -2.0, 0.5], np.float32)
+    net = replace(replace(net, "conv", weight=kernel, bias=None), "fc", weight=head, bias=bias)
+    x = np.random.default_rng(2).random((4, 1, 4, 4), dtype=np.float32)
+    trained = quantize(net)
+    quantizer = Quantizer(net, x)
+    assert 0.9 < quantizer.observe(trained)["out"].v.high / (2**23 - 1) < 1.8
+    integer, notes = quantizer.contained(trained)
+    assert notes == ["node 'out': halved after training, as its values would leave 24 bits"]
+    before, after = (reference.run(n, x, reference.Options()).readouts for n in (trained, integer))
+    assert np.abs(before - 2 * after).max() <= 4  # of four timesteps, each with a bias rounded by half
+    assert quantizer.contained(integer) == (integer, [])
+    scales = [n.metadata["quantization"]["scales"]["out"] for n in (trained, integer)]
+    assert scales[0] == 2 * scales[1]
+    quantizer.measure(integer)
+
+
 def errors() -> dict[str, tuple[Network, dict[str, object]]]:
     net = float_network()
     current = Conv2d(name="onto", inputs=(Edge("conv"),), weight=np.ones((3, 3, 1, 1), np.float32))

@@ -27,9 +27,10 @@ from snnkit.network import (
     predictions,
     replace_pooling,
     save,
+    verify,
 )
 from snnkit.network import quantize as quantize_network
-from snnkit.network.ir import Array
+from snnkit.network.ir import Array, Node, Synapse
 from snnkit.network.quantize import Moments
 from snnkit.network.ranges import Range, Ranges, worst_case
 from snnkit.runs import Run
@@ -214,6 +215,32 @@ class Quantizer:
             self._observed = integer, observe(integer, self.x)
         return self._observed[1]
 
+    def contained(self, integer: Network) -> tuple[Network, list[str]]:
+        """A trained network whose answers stay in range on the calibration samples, and what was done for that.
+
+        Where they would not, all that enters the readout is halved: that changes no answer, but for the rounding of
+        its biases.
+        """
+        readout = integer.readout
+        ranges = self.observe(integer).get(readout.name)
+        if ranges is None or _excess(ranges) <= READOUT_SHARE:
+            return integer, []
+        halved: dict[str, Node] = {}
+        for edge in readout.inputs:
+            synapse = integer[edge.source]
+            assert isinstance(synapse, Synapse)
+            bias = None if synapse.bias is None else np.rint(synapse.bias / 2).astype(np.int32)
+            halved[synapse.name] = dataclasses.replace(synapse, bias=bias, weight_exponent=synapse.weight_exponent - 1)
+        facts = dict(integer.metadata["quantization"])
+        facts["scales"] = {**facts["scales"], readout.name: facts["scales"][readout.name] / 2}
+        net = dataclasses.replace(
+            integer,
+            nodes=tuple(halved.get(node.name, node) for node in integer.nodes),
+            metadata={**integer.metadata, "quantization": facts},
+        )
+        verify(net)
+        return net, [f"node '{readout.name}': halved after training, as its values would leave 24 bits"]
+
     def measure(
         self,
         integer: Network,
@@ -360,6 +387,8 @@ def quantize_run(
         from snnkit.training.finetune import finetune
 
         integer, records = finetune(run, data, quantizer.folded, integer, load_student(run), finetuning)
+        integer, more = quantizer.contained(integer)
+        notes += more
     result = quantizer.measure(integer, notes, records)
     student = load_student(run)
     before, after = predict(student, data.test), answers(result.network, data.test.x)
