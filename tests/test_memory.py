@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from snnkit.analysis.chips import load_chip
 from snnkit.analysis.counts import Counter, OpCounts, count
+from snnkit.analysis.mapping import map_network
 from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Readout, save
 from snnkit.network.ir import Array
-from snnkit.pipeline import Samples, energy
+from snnkit.pipeline import Samples, check, energy, evaluate
 from snnkit_targets import reference
 from tests.networks import integer_networks, raw_inputs
 from tests.test_data_files import real
@@ -85,6 +87,27 @@ def test_counts_equal_those_of_single_samples(net: Network) -> None:
     singles = [inputs[i : i + 1] if direct else inputs[:, i : i + 1] for i in range(7)]
     parts = [count(net, x, reference.run(net, x, reference.Options())) for x in singles]
     assert counts_of(net, inputs) == functools.reduce(operator.add, parts)
+
+
+@given(integer_networks())
+@settings(max_examples=20)
+def test_one_target_alone_keeps_no_spikes_of_single_samples(net: Network) -> None:
+    """What 'snnkit run' prints of one target is that of the whole trace, without its counts of every sample."""
+    inputs = raw_inputs(net, samples=7)
+    samples = Samples(inputs, np.arange(7) % 2, "random")
+    whole = reference.run(net, inputs, reference.Options())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "PIECE_BYTES", 1)
+        ((alone,), _) = evaluate(net, samples, ["reference"], ["reference.chunk=2"])
+        (mapping,) = check(net, ["loihi2"], samples)
+    for name, counts in alone.trace.spikes_per_neuron.items():
+        np.testing.assert_array_equal(counts, whole.spikes_per_neuron[name].sum(axis=0, keepdims=True))
+        np.testing.assert_array_equal(alone.trace.spikes_per_step[name], whole.spikes_per_step[name])
+    np.testing.assert_array_equal(alone.trace.readouts, whole.readouts)
+    assert alone.trace.firing_rates() == whole.firing_rates()
+    assert alone.trace.spikes_per_inference == whole.spikes_per_inference
+    assert (alone.trace.overflows, alone.trace.steps) == (whole.overflows, whole.steps)
+    assert mapping == map_network(net, load_chip("loihi2"), whole)
 
 
 def test_a_large_set_is_streamed(tmp_path: Path) -> None:
