@@ -46,6 +46,7 @@ def measure(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
             1 if arguments.quick else arguments.epochs, 256 if arguments.quick else arguments.samples, arguments.lr
         )
         trained, records = finetune(run, data, quantizer.folded, integer, student, settings)
+        trained, _ = quantizer.contained(trained)
         for name, net in ((f"{bits} bits", integer), (f"{bits} bits, fine-tuned", trained)):
             after = answers(net, test.x)
             rows[name] = {
