@@ -29,11 +29,11 @@ from snnkit.network import Network, apply, fold_batchnorm, fold_pooling, infer_s
 from snnkit.training.lower import lower
 from snnkit.training.models import build_student
 from snnkit_exporters import onnx as exporter
+from snnkit_targets.onnxruntime import DTYPES
 
 TIMESTEPS, CLASSES = 4, 100
 SHARE_FLOOR, STEP_CEILING = 0.9, 1.3  # of matrix products, unrolled float32 from batch 16; a step against unrolled
 MATRIX = 1536
-DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
 
 
 def student() -> torch.nn.Module:

@@ -15,15 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from snnkit.errors import UnavailableError, UnsupportedError, WorkerError
-from snnkit.network.depth import depths, relays, stem_neurons
+from snnkit.network.depth import depths, origins, relays, stem_neurons
 from snnkit.network.ir import (
     DECAY_ONE,
     LIF,
     Affine,
     Array,
     Conv2d,
-    Edge,
-    Flatten,
     Input,
     Network,
     Readout,
@@ -94,7 +92,7 @@ def run(net: Network, events: Array, cores: Mapping[str, Array], free_core: int)
             if synapse.bias is not None:
                 bias += synapse.bias.reshape(-1, *[1] * (len(shape) - 1))
             for source in synapse.inputs:
-                origin = _origin(net, source)
+                ((origin, _),) = origins(net, source)
                 ends, weight = synapses(synapse, shapes[source.source], shape)
                 arrays |= {f"edge{len(edges)}.ends": ends, f"edge{len(edges)}.weight": weight}
                 edges.append(("input" if isinstance(net[origin], Input) else f"n.{origin}", f"n.{node.name}"))
@@ -163,12 +161,6 @@ def synapses(node: Synapse, source: Shape, target: Shape) -> tuple[Array, Array]
                     ends.append(np.stack([sources.ravel(), targets.ravel()], axis=1))
                     values.append(np.full(sources.size, value))
     return np.concatenate(ends), np.concatenate(values)
-
-
-def _origin(net: Network, edge: Edge) -> str:
-    """The input or neurons behind an edge."""
-    node = net[edge.source]
-    return _origin(net, node.inputs[0]) if isinstance(node, Flatten) else node.name
 
 
 def _size(net: Network, node: Synapse) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from snnkit.analysis.chips import load_chip
 from snnkit.analysis.counts import count
-from snnkit.analysis.energy import Energy, Routing, estimate, load_model
+from snnkit.analysis.energy import Energy, estimate, load_model
 from snnkit.analysis.layers import volume_of
 from snnkit.analysis.mapping import LayerMapping, map_network
 from snnkit.analysis.replay import REFERENCE, Layer
@@ -74,15 +74,13 @@ def cross_check(net: Network, samples: Samples) -> CrossCheck:
     trace = run(net, events, "reference", record="raster")
     arriving = {net.input.name: events.sum(axis=0, dtype=np.int32)}
     everything = dataclasses.replace(trace, spikes_per_neuron=trace.spikes_per_neuron | arriving)
-    mapping = map_network(net, load_chip(CHIP), everything)
+    mapping = map_network(net, load_chip(CHIP))
     if not mapping.fits:
         reasons = [f"{v.layer}: {v.what} {v.value:g}, limit {v.limit:g}" for v in mapping.violations]
         raise UnsupportedError("the network does not fit Loihi 1", reasons, f"see: snnkit check NET --chip {CHIP}")
-    assert mapping.routed is not None
-    counts, routed = count(net, events, trace), mapping.routed
+    counts, routing = count(net, events, trace), mapping.routing(everything, net.timesteps)
     entering = sum(node.messages for node in counts.nodes if node.reads_input) / counts.samples
-    hops = routed.hops_east_west + routed.hops_north_south
-    routing = Routing(routed.within_core + routed.between_cores, hops, routed.from_host - entering)
+    routing = dataclasses.replace(routing, from_host=routing.from_host - entering)
     ours = estimate(counts, load_model(MODEL), depth=latency(net), routing=routing)
     cores = {layer.name: cores_of(layer) for layer in mapping.layers}
     theirs = _sanafe.run(net, events, cores, len(mapping.cores))

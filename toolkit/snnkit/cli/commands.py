@@ -421,8 +421,17 @@ def energy(
     """Counts operations and models the energy of an inference."""
     from snnkit.cli.energy import energy_command
 
-    more: Any = {"data": data, "samples": samples, "cross_check": cross_check}
-    energy_command(net, model, timesteps=timesteps, chip=chip, rate=rate, **more, json=json)
+    energy_command(
+        net,
+        model,
+        timesteps=timesteps,
+        chip=chip,
+        rate=rate,
+        data=data,
+        samples=samples,
+        cross_check=cross_check,
+        json=json,
+    )
 
 
 @command
