@@ -19,9 +19,14 @@ import snnkit
 from snnkit.analysis.compare import compare
 from snnkit.config import load_config
 from snnkit.network import (
+    LIF,
+    Affine,
     AvgPool2d,
     BatchNorm2d,
+    Edge,
+    Input,
     Network,
+    Readout,
     apply,
     fold_batchnorm,
     fold_pooling,
@@ -190,3 +195,38 @@ def test_every_form_of_the_integer_network_equals_the_reference(
     agreement = compare(integer, expected, onnxruntime.run(integer, images, options))
     assert agreement.identical, agreement
     assert all(rate > 0.01 for rate in expected.firing_rates().values())
+
+
+@pytest.mark.parametrize("form", ["unrolled", "step", "scan"])
+@pytest.mark.parametrize("decay", [0, 1365, 2048, 4096])
+@pytest.mark.parametrize("theta", [1e-9, 0.01, 0.3, 1.0, 1.0 - 2**-24, 77.7])
+def test_a_neuron_fires_one_float_above_its_threshold(form: Any, decay: int, theta: float) -> None:
+    """Membranes at the threshold and at the floats beside it, alone and after what a reset or a decay left of them."""
+    at = np.float32(theta)
+    up, down = np.nextafter(at, np.float32(np.inf)), np.nextafter(at, np.float32(-np.inf))
+    currents = np.array([[at, up, down, 0, -at, 4 * at, at / 2, -1e6, 1e6]], np.float32)
+    samples = currents.size
+    net = Network(
+        nodes=(
+            Input(name="x", shape=(samples,), encoding="direct", bits=0),
+            Affine(name="one", inputs=(Edge("x"),), weight=currents),  # each sample chooses its own
+            LIF(
+                name="lif",
+                inputs=(Edge("one"),),
+                v_threshold=at.reshape(()),
+                voltage_decay=np.array(decay, np.int32),
+                current_decay=np.array(4096, np.int32),
+            ),
+            Affine(name="out", inputs=(Edge("lif"),), weight=np.ones((1, 1), np.float32)),
+            Readout(name="readout", inputs=(Edge("out"),)),
+        ),
+        timesteps=4,
+    )
+    kept, v, fired = np.float32((4096 - decay) / 4096), np.zeros((samples, 1), np.float32), []
+    for _ in range(4):
+        v = v * kept + currents.T
+        fired.append(v > at)
+        v = np.where(fired[-1], np.float32(0), v)
+    trace = onnxruntime.run(net, np.eye(samples, dtype=np.float32), onnxruntime.Options(record="raster", form=form))
+    np.testing.assert_array_equal(trace.rasters["lif"], np.stack(fired))  # bool outputs, traced beside
+    np.testing.assert_array_equal(trace.readouts, np.sum(fired, axis=0))  # what the next layer was sent

@@ -75,6 +75,12 @@ class Plan:
         wraps = any(self.bounds[s.name] >= STATE_LIMIT for s in self.sources(node)) or self.u_bound(node) >= STATE_LIMIT
         return TensorProto.INT64 if wraps else TensorProto.FLOAT
 
+    def quick(self, node: LIF) -> bool:
+        """Whether firing and reset are one operator each, which take a single threshold."""
+        if node.v_threshold.ndim or node.reset != "zero" or self.formats[node.name] != TensorProto.FLOAT:
+            return False
+        return self.integer or float(node.v_threshold) > 1e-6
+
     # --- synapses ---
 
     def sources(self, node: Node) -> list[Synapse]:

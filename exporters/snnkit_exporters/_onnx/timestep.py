@@ -1,5 +1,6 @@
 """The nodes of one timestep: synapses, neurons and readout, float or in the fixed point of the reference target."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,29 +113,38 @@ class Timestep:
     # --- neurons ---
 
     def _neurons(self, node: LIF, operands: list[str], suffix: str) -> None:
+        """The state v is that before the reset, with which the next timestep begins."""
         plan, graph, name, kind = self.plan, self.graph, node.name, self.plan.formats[node.name]
         currents = [self._current(node, edge, value, suffix) for edge, value in zip(node.inputs, operands, strict=True)]
-        u = self._integrate(node, "u", [graph.add(currents, f"{name}.current{suffix}")], suffix)
+        u = self._synaptic(node, graph.add(currents, f"{name}.current{suffix}"), suffix)
         biases = plan.biases(node)
         inputs = [u] + (
             [self._parameter(node, "bias", np.sum(biases, axis=0) << FRACTION_BITS, kind)] if biases else []
         )
-        v = self._integrate(node, "v", inputs, suffix)
+        v = self._membrane(node, inputs, suffix)
         if plan.saturates(node):
             low, high = (graph.constant(f"v_{word}:{kind}", sign * (STATE_LIMIT - 1), kind) for word, sign in LIMITS)
             v = graph.emit("Clip", [v, low, high], f"{name}.clipped{suffix}")
-        threshold = self._parameter(
-            node, "v_threshold", node.v_threshold * node.v_threshold.dtype.type(plan.unit), kind
-        )
-        spikes = graph.emit("Greater", [v, threshold], f"{name}.spikes{suffix}", BOOL)
-        self.spikes[name], self.values[name] = spikes, graph.cast(spikes, plan.signal)
-        fired = graph.cast(spikes, kind)  # arithmetic, because ONNX Runtime's Where is twenty times slower
-        if node.reset == "subtract":
-            spent = graph.emit("Mul", [fired, threshold], f"{name}.spent{suffix}")
-            self.state[f"{name}.v"] = graph.emit("Sub", [v, spent], f"{name}.after{suffix}")
+        self.state[f"{name}.v"] = v
+        self.spikes[name] = spikes = self._above(node, v, f"{name}.spikes{suffix}")
+        if plan.quick(node) and plan.signal == FLOAT:
+            self.values[name] = self._step(node, v, f"{name}.fired{suffix}")
         else:
-            silent = graph.emit("Sub", [graph.constant(f"one:{kind}", 1, kind), fired], f"{name}.silent{suffix}")
-            self.state[f"{name}.v"] = graph.emit("Mul", [v, silent], f"{name}.after{suffix}")
+            self.values[name] = graph.cast(spikes, plan.signal)
+
+    def _above(self, node: LIF, v: str, name: str) -> str:
+        """Whether v is above the threshold, bool."""
+        return self.graph.emit("Greater", [v, self._threshold(node)], name, BOOL)
+
+    def _threshold(self, node: LIF) -> str:
+        scaled = node.v_threshold * node.v_threshold.dtype.type(self.plan.unit)
+        return self._parameter(node, "v_threshold", scaled, self.plan.formats[node.name])
+
+    def _step(self, node: LIF, v: str, name: str) -> str:
+        """The same as 0 or 1, float32, in one operator and with all threads: so steep that the least excess gives 1."""
+        theta = float(node.v_threshold) * self.plan.unit
+        steepness = 1.0 if self.plan.integer else 2.0 ** (FLOAT_DIGITS - math.frexp(theta)[1])
+        return self.graph.emit("HardSigmoid", [v], name, alpha=steepness, beta=-steepness * theta)
 
     def _current(self, node: LIF, edge: Edge, value: str, suffix: str) -> str:
         """What arrives through one edge in the neuron's format, in 1/64 of the unit of an integer threshold."""
@@ -164,18 +174,52 @@ class Timestep:
         turned = graph.emit("Mod", [shifted, span], f"{name}:turned")
         return graph.emit("Sub", [turned, limit], name)
 
-    def _integrate(self, node: LIF, field: str, inputs: list[str], suffix: str) -> str:
-        """The state ``u`` or ``v``, decayed, plus the inputs; u of an integer neuron wraps once."""
-        key, decay = f"{node.name}.{field}", node.current_decay if field == "u" else node.voltage_decay
-        state = self.state.get(key)
-        if state is not None and (decay < DECAY_ONE).any():
-            inputs = [self._decayed(node, field, state, DECAY_ONE - decay.astype(np.int64), suffix), *inputs]
-        total = self.graph.add(inputs, f"{key}{suffix}")
-        if field == "u":
-            if self.plan.integer and self.plan.u_bound(node) >= STATE_LIMIT:
-                total = self._wrap_state(total)
-            self.state[key] = total
+    def _synaptic(self, node: LIF, arrived: str, suffix: str) -> str:
+        """The state u: decayed, plus what arrived; that of an integer neuron wraps once."""
+        key, kept = f"{node.name}.u", DECAY_ONE - node.current_decay.astype(np.int64)
+        total, before = arrived, self.state.get(key)
+        if before is not None and kept.any():
+            decayed = self._decayed(node, "u", before, kept, suffix)
+            total = self.graph.add([decayed, arrived], f"{key}{suffix}")
+        if self.plan.integer and self.plan.u_bound(node) >= STATE_LIMIT:
+            total = self._wrap_state(total)
+        self.state[key] = total
         return total
+
+    def _membrane(self, node: LIF, inputs: list[str], suffix: str) -> str:
+        """The state v before its reset: what the last reset left, decayed, plus the inputs."""
+        graph, name = self.graph, f"{node.name}.v{suffix}"
+        before, kept = self.state.get(f"{node.name}.v"), DECAY_ONE - node.voltage_decay.astype(np.int64)
+        if before is None or not kept.any():
+            return graph.add(inputs, name)
+        left = self._left_negative(node, before, kept, suffix)
+        return graph.add([graph.emit("Sub", [inputs[0], left], f"{name}:kept"), *inputs[1:]], name)
+
+    def _left_negative(self, node: LIF, v: str, kept: Array, suffix: str) -> str:
+        """What the reset leaves of v, decayed, with its sign turned.
+
+        Of -v a ThresholdedRelu passes what did not fire. A decay by a power of two, which is exact, goes with the sign.
+        Otherwise by arithmetic, because ONNX Runtime's Where is twenty times slower.
+        """
+        graph, name = self.graph, node.name
+        if self.plan.quick(node):
+            factor = float(kept.flat[0]) / DECAY_ONE if _is_power_of_two(kept) else 1.0
+            turned = graph.constant(f"times_{-factor}", -factor, FLOAT)
+            negative = graph.emit("Mul", [v, turned], f"{name}.negative{suffix}")
+            lowest = np.float32(-factor * float(node.v_threshold) * self.plan.unit)
+            left = graph.emit("ThresholdedRelu", [negative], f"{name}.left{suffix}", alpha=_below(lowest))
+            if factor == 1.0:
+                return self._decayed(node, "v", left, kept, suffix)
+            return self._truncated(left, f"{name}.v_decayed{suffix}") if self.plan.integer else left
+        kind = self.plan.formats[name]
+        fired = graph.cast(self.spikes.get(name) or self._above(node, v, f"{name}.before{suffix}"), kind)
+        if node.reset == "subtract":
+            spent = graph.emit("Mul", [fired, self._threshold(node)], f"{name}.spent{suffix}")
+            left = graph.emit("Sub", [spent, v], f"{name}.left{suffix}")
+        else:
+            silent = graph.emit("Sub", [fired, graph.constant(f"one:{kind}", 1, kind)], f"{name}.silent{suffix}")
+            left = graph.emit("Mul", [v, silent], f"{name}.left{suffix}")
+        return self._decayed(node, "v", left, kept, suffix)
 
     def _decayed(self, node: LIF, field: str, state: str, kept: Array, suffix: str) -> str:
         """State times ``kept`` / 4096; of an integer neuron rounded towards zero, as casts and divisions round."""
@@ -188,11 +232,13 @@ class Timestep:
             return graph.emit("Div", [product, graph.constant("one_decay", DECAY_ONE, INT64)], name)
         if not self.plan.integer:
             return graph.emit("Mul", [state, self._parameter(node, key, kept / DECAY_ONE, FLOAT)], name)
-        powers = all(int(k) & (int(k) - 1) == 0 for k in kept.flat)
-        wide = FLOAT if powers else DOUBLE  # 24 bits times 12 need 36
+        wide = FLOAT if all(map(_is_power_of_two, kept.flat)) else DOUBLE  # 24 bits times 12 need 36
         factor = self._parameter(node, key, kept / DECAY_ONE, wide)
-        product = graph.emit("Mul", [graph.cast(state, wide), factor], f"{name}:product")
-        return graph.emit("Cast", [graph.cast(product, INT32)], name, FLOAT, to=FLOAT)
+        return self._truncated(graph.emit("Mul", [graph.cast(state, wide), factor], f"{name}:product"), name)
+
+    def _truncated(self, value: str, name: str) -> str:
+        """Rounded towards zero, float32."""
+        return self.graph.emit("Cast", [self.graph.cast(value, INT32)], name, FLOAT, to=FLOAT)
 
     def _parameter(self, node: LIF, field: str, values: Array, kind: int) -> str:
         """A constant that is a scalar or one value a channel."""
@@ -239,6 +285,18 @@ class Timestep:
 
 
 LIMITS = (("min", -1), ("max", 1))
+FLOAT_DIGITS = 24  # binary, of a float32
+
+
+def _is_power_of_two(kept: Array) -> bool:
+    """Whether all values are the same power of two."""
+    first = int(np.asarray(kept).flat[0])
+    return bool((kept == first).all()) and first & (first - 1) == 0
+
+
+def _below(value: np.float32) -> float:
+    """The largest float32 below ``value``."""
+    return float(np.nextafter(value, np.float32(-np.inf)))
 
 
 def _geometry(node: Conv2d) -> dict[str, Any]:
