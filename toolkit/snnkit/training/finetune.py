@@ -183,10 +183,10 @@ class _Objective(nn.Module):
             handle.remove()
         encoded, answers = seen
         student = self.frozen[0].eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.own.autocast(encoded):
             reset_neurons(student)
             target = student(encoded)
-        values["student"] = losses.divergence(target, answers, self.temperature)
+        values["student"] = losses.divergence(target.float(), answers, self.temperature)
         return logits, values
 
 
@@ -195,10 +195,9 @@ STILL = {"crop": 0, "flip": False, "autoaugment": None, "cutout": 0, "mixup": 0.
 
 
 def _config(run: Run) -> DistillConfig:
-    """The run's, without what holds for its training only; autocast would round sums."""
+    """The run's, without what holds for its training only."""
     config = load_config(run.config)
-    train = config.train.model_copy(update={"curriculum": {}, "precision": "fp32"})
-    return config.model_copy(update={"train": train})
+    return config.model_copy(update={"train": config.train.model_copy(update={"curriculum": {}})})
 
 
 def _without_features(config: DistillConfig) -> DistillConfig:

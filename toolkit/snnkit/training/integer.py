@@ -66,7 +66,11 @@ class IntegerNetwork(nn.Module):
         return self.readouts(x) / self.logit
 
     def readouts(self, x: Tensor) -> Tensor:
-        """What each timestep adds to the readout, integers [T, N, K]."""
+        """What each timestep adds to the readout, integers [T, N, K]; under autocast, too, which would round sums."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._readouts(x)
+
+    def _readouts(self, x: Tensor) -> Tensor:
         net = self.net
         values: dict[str, Tensor] = {}
         for node in net.nodes:
@@ -258,8 +262,10 @@ class Neurons(nn.Module):
     def forward(self, sums: Tensor, bias: Tensor | int) -> Tensor:
         return _Fire.apply(sums, bias, self)  # type: ignore[no-any-return, no-untyped-call]
 
-    def voltages(self, sums: Tensor, bias: Tensor | int) -> Tensor:
-        """What v is before the reset at every timestep, [T, N, ...]: the reference's step, exactly."""
+    def run(self, sums: Tensor, bias: Tensor | int) -> tuple[Tensor, Tensor]:
+        """What v is before the reset at every timestep, and the spikes, float32; both [T, N, ...]: the reference's
+        step, exactly.
+        """
         threshold = self.constant("threshold", sums)
         filtered = bool((self.node.current_decay < DECAY_ONE).any())
         keep_u, keep_v = self.constant("keep_u", sums), self.constant("keep_v", sums)
@@ -267,6 +273,7 @@ class Neurons(nn.Module):
         first = sums[0]  # whose memory layout is kept
         size, stride = (self.timesteps, *first.shape), (first.numel(), *first.stride())
         voltages = torch.empty_strided(size, stride, dtype=sums.dtype, device=sums.device)
+        spikes = torch.empty_strided(size, stride, dtype=torch.float32, device=sums.device)
         extremes: list[Tensor] = []
         u = v = torch.zeros_like(sums[0])
         bias = bias * ONE
@@ -278,17 +285,15 @@ class Neurons(nn.Module):
             if wide:
                 u = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
                 u = torch.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u)
-            v = _decayed(v, keep_v).add_(u).add_(bias)
-            voltages[t] = v
-            v.clamp_(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
-            if self.node.reset == "subtract":
-                v -= threshold * (v > threshold)
-            else:
-                v.masked_fill_(v > threshold, 0)
+            torch.add(_decayed(v, keep_v).add_(u), bias, out=voltages[t])
+            v = voltages[t].clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
+            torch.gt(v, threshold, out=spikes[t])
+            fired = spikes[t].to(v.dtype)
+            v -= fired * (threshold if self.node.reset == "subtract" else v)
         if self.observing:
             seen = (sums, torch.stack(extremes), voltages)
             self.seen = torch.stack([torch.stack(values.aminmax()) for values in seen]).double()
-        return voltages
+        return voltages, spikes
 
 
 class _Fire(torch.autograd.Function):
@@ -296,19 +301,18 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor, bias: Tensor | int, neurons: Neurons) -> Tensor:
-        voltages = neurons.voltages(sums, bias)
+        voltages, spikes = neurons.run(sums, bias)
         ctx.neurons, ctx.static = neurons, len(sums) == 1
         ctx.bias_shape = bias.shape if isinstance(bias, Tensor) else None
-        ctx.save_for_backward(voltages)
-        return (voltages > neurons.constant("threshold", voltages)).float()
+        ctx.save_for_backward(voltages, spikes)
+        return spikes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (voltages,), neurons = ctx.saved_tensors, ctx.neurons
-        threshold, per_float, theta, keep_u, keep_v = (
-            neurons.constant(name, voltages) for name in ("threshold", "per_float", "theta", "keep_u", "keep_v")
+        (voltages, spikes), neurons = ctx.saved_tensors, ctx.neurons
+        per_float, theta, keep_u, keep_v = (
+            neurons.constant(name, voltages) for name in ("per_float", "theta", "keep_u", "keep_v")
         )
-        subtract = neurons.node.reset == "subtract"
         through_v: Tensor | float = 0.0
         through_u: Tensor | float = 0.0
         of_sums = torch.empty_like(voltages)
@@ -317,7 +321,9 @@ class _Fire(torch.autograd.Function):
             slope = neurons.slope(voltages[t] * per_float - theta, neurons.alpha)
             of_v = slope.mul_(gradients[0][t]).mul_(per_float)
             if isinstance(through_v, Tensor):
-                of_v += through_v if subtract else through_v.masked_fill(voltages[t] > threshold, 0)
+                of_v += through_v
+                if neurons.node.reset == "zero":
+                    of_v.addcmul_(through_v, spikes[t].to(of_v.dtype), value=-1)
             of_bias += of_v
             through_v = of_v * (keep_v / DECAY_ONE)
             of_u = of_v + through_u
@@ -342,11 +348,18 @@ class _Round(torch.autograd.Function):
 
 def _decayed(state: Tensor, keep: float | Tensor) -> Tensor:
     """``state keep / 4096`` rounded towards zero, a new tensor; exact in float32, as no product needs 24 bits."""
-    if isinstance(keep, float) and keep in (0.0, DECAY_ONE / 2, DECAY_ONE):
-        return (state * (keep / DECAY_ONE)).trunc_()
-    high = (state / DECAY_ONE).trunc_()
+    if isinstance(keep, float) and keep == DECAY_ONE:
+        return state.clone()
+    if isinstance(keep, float) and keep in (0.0, DECAY_ONE / 2):
+        return _truncated(state * (keep / DECAY_ONE))
+    high = _truncated(state / DECAY_ONE)
     low = state - high * DECAY_ONE
-    return high.mul_(keep).add_((low * (keep / DECAY_ONE)).trunc_())
+    return high.mul_(keep).add_(_truncated(low * (keep / DECAY_ONE)))
+
+
+def _truncated(x: Tensor) -> Tensor:
+    """Rounded towards zero; to int32 and back is faster than trunc on a CPU."""
+    return x.int().to(x.dtype)
 
 
 def _sigmoid(x: Tensor, alpha: float) -> Tensor:

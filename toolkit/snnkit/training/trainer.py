@@ -213,15 +213,22 @@ def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UnavailableError(f"the device '{device}' cannot be used: {reason}", "use --device cpu") from None
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    debugging: Any = torch.utils.deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        debugging.fill_uninitialized_memory,
+    )
     torch.set_num_threads(threads or before[0])
     torch.use_deterministic_algorithms(torch_device.type == "cpu")  # on CUDA some layers have none
+    debugging.fill_uninitialized_memory = False  # which all operators fill
     try:
         with torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
             yield torch_device
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        debugging.fill_uninitialized_memory = before[2]
 
 
 @contextmanager
