@@ -23,12 +23,15 @@ def largest_value(net: Network, node: Node) -> int:
 
 
 def synaptic_bounds(net: Network) -> dict[str, int]:
-    """For each synapse of an integer network: max over outputs of sum |W|, times the largest input value."""
+    """For each synapse of an integer network: the largest size of its sums, and of all they consist of.
+
+    No input is negative, so that an output reaches at most the sum of its positive weights, or of its negative ones.
+    """
     bounds = {}
     for node in net.synapses:
-        weight = np.abs(node.effective_weight.astype(np.int64))
-        per_output = weight.reshape(weight.shape[0], math.prod(weight.shape[1:])).sum(axis=1)
-        bounds[node.name] = int(per_output.max()) * sum(largest_value(net, net[edge.source]) for edge in node.inputs)
+        weight = node.effective_weight.astype(np.int64).reshape(len(node.weight), -1)
+        reach = np.maximum(weight.clip(min=0).sum(axis=1), -weight.clip(max=0).sum(axis=1))
+        bounds[node.name] = int(reach.max()) * sum(largest_value(net, net[edge.source]) for edge in node.inputs)
     return bounds
 
 
