@@ -225,6 +225,30 @@ def test_features_are_spikes_or_the_currents_into_the_neurons(features):
     assert not any(name.startswith("_teacher") for name in made.state_dict())
 
 
+@pytest.mark.parametrize("features", ["spike", "membrane"])
+def test_how_much_each_loss_pulls_at_the_last_stage(features):
+    names = ("cross_entropy", "kl", "feature")
+    made, x = objective("losses.kl=2", "losses.feature=30", f"losses.features={features}", "losses.stages=[1]")
+    labels = torch.tensor([0, 1, 2])
+    found = made.gradients(x, labels)
+    mine, (teacher,) = made.model, made._teacher
+    with torch.no_grad(), tapped(teacher) as theirs:
+        target = teacher(x)
+        spikes = mine.a_neuron(mine.a(x).expand(2, *[-1] * 4))
+        current = mine.b(spikes.flatten(0, 1)).unflatten(0, (2, 3))
+    leaf = (mine.b_neuron(current) if features == "spike" else current).detach().requires_grad_()
+    sent = leaf if features == "spike" else mine.b_neuron(leaf)
+    logits = mine.head(sent.mean((3, 4)))
+    values = (
+        losses.cross_entropy(logits, labels),
+        2 * losses.distillation(logits, target, 4.0),
+        30 * losses.feature_alignment(made.projectors[0](leaf.mean(0)), theirs[1]),
+    )
+    expected = [torch.autograd.grad(value, leaf, retain_graph=True)[0].norm().item() for value in values]
+    assert [found[name] for name in names] == pytest.approx(expected, rel=1e-5)
+    assert min(expected) > 0
+
+
 def test_stages_of_different_numbers_are_paired_by_name():
     made, x = objective("losses.feature=1", "losses.stages=[[0, 1]]", student=Student(taps=("b_neuron",)))
     _, values = made(x, torch.tensor([0, 1, 2]))

@@ -82,6 +82,7 @@ def test_a_run_leaves_its_records(whole):
     assert student["loss"] == pytest.approx(
         student["cross_entropy"] + 0.3 * student["ensemble"] + student["kl"] + 0.1 * student["feature"], rel=1e-5
     )
+    assert set(student["gradients"]) == {"cross_entropy", "ensemble", "kl", "feature"}
     assert records[-1]["student"] == {"correct": summary.student.correct, "samples": 360}
     epochs = {record["epoch"]: record["validation_accuracy"] for record in records if record["phase"] == "student"}
     assert epochs[summary.best_epoch] == max(epochs.values())
@@ -401,7 +402,8 @@ def test_the_curriculum_sets_the_timesteps_of_training_only(tmp_path, monkeypatc
     forward = StudentObjective.forward
 
     def spy(self, *arguments):
-        seen.append(self.model.timesteps)
+        if self.training:
+            seen.append(self.model.timesteps)
         return forward(self, *arguments)
 
     monkeypatch.setattr(StudentObjective, "forward", spy)

@@ -27,6 +27,11 @@ class Augmentation:
     def __init__(self, config: AugmentConfig, generator: torch.Generator) -> None:
         self.config, self.generator = config, generator
 
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Images as they are, as floats."""
+        return cls(AugmentConfig(crop=0), torch.Generator())
+
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Labels]:
         """From images [N, C, H, W], uint8 0..255 or float 0..1, or event frames [N, T, C, H, W], and labels [N].
 

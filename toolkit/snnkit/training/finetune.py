@@ -155,8 +155,7 @@ class _Objective(nn.Module):
         if teacher is None:
             config = _without_teacher(config)
         encoder = Encoder(data.train.encoding, config.student.timesteps)
-        augment = Augmentation(config.data.augment.model_copy(update=STILL), torch.Generator())
-        sample = augment(torch.from_numpy(data.train.stored[:2]), torch.from_numpy(data.train.y[:2]))[0]
+        sample = Augmentation.none()(torch.from_numpy(data.train.stored[:2]), torch.from_numpy(data.train.y[:2]))[0]
         self.own = StudentObjective(model, teacher, config, encoder, sample)
         if len(self.own.projectors):
             self.own.projectors.load_state_dict(checkpoints.read(run.last).state("projectors"))
@@ -191,7 +190,6 @@ class _Objective(nn.Module):
 
 
 STUDENT_WEIGHT = 1.0
-STILL = {"crop": 0, "flip": False, "autoaugment": None, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
 
 
 def _config(run: Run) -> DistillConfig:

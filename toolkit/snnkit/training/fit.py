@@ -25,7 +25,7 @@ from snnkit.training.checkpoint import Checkpoint, Storage
 from snnkit.training.data import Dataset
 from snnkit.training.ema import BATCHES, MovingAverage
 from snnkit.training.evaluation import evaluate
-from snnkit.training.objective import Objective
+from snnkit.training.objective import Objective, StudentObjective
 from snnkit.training.progress import Progress
 from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_at
 from snnkit.training.steps import Graphed, Recorder, Step, eager
@@ -163,6 +163,9 @@ def fit(
                 "seconds": round(time.perf_counter() - started, 3),
             }
             if parallel.is_first():
+                if isinstance(objective, StudentObjective):
+                    still, labels = Augmentation.none()(session.x[batches[0]], session.y[batches[0]])
+                    record["gradients"] = objective.gradients(session.inputs(still), labels)
                 with _disk(run, phase, epoch + 1):
                     if better and phase == "student":
                         checkpoints.write_weights(run.best, model, header, session.storage)

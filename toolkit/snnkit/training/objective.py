@@ -137,6 +137,22 @@ class StudentObjective(Objective):
                 values[name] = over_labels(partial(function, logits, target), labels)
         return average[0], values
 
+    def gradients(self, x: Tensor, labels: Labels) -> dict[str, float]:
+        """The norm of each weighted loss's gradient by what the last tapped stage sends; leaves the eval mode behind.
+
+        With ``features: membrane`` by what enters its neurons. Empty for a student without taps.
+        """
+        if not getattr(self.model, "taps", ()):
+            return {}
+        self.eval()
+        with torch.enable_grad(), _leaf(self.model, inputs=self.settings.features == "membrane") as leaves:
+            _, values = self(x, labels)
+        found = {}
+        for name, value in values.items():
+            (slope,) = torch.autograd.grad(self.weights[name] * value, leaves, retain_graph=True, allow_unused=True)
+            found[name] = 0.0 if slope is None else float(slope.norm())
+        return found
+
     def _ask(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The teacher's logits, features and, where a loss needs it, class activation map."""
         if not self.settings.activation_map:
@@ -159,15 +175,19 @@ def _mean(sequence: Tensor) -> Tensor:
 
 
 @contextmanager
-def _leaf(teacher: nn.Module) -> Iterator[list[Tensor]]:
-    """Starts the graph at the last tapped stage, whose output is collected: what comes before costs nothing."""
+def _leaf(model: nn.Module, *, inputs: bool = False) -> Iterator[list[Tensor]]:
+    """Starts the graph at the last tapped stage, whose output, or ``inputs``, is collected; what is before is free."""
     found: list[Tensor] = []
 
-    def cut(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        found.append(output.detach().requires_grad_())
+    def cut(x: Tensor) -> Tensor:
+        found.append(x.detach().requires_grad_())
         return found[0]
 
-    handle = teacher.get_submodule(teacher.taps[-1]).register_forward_hook(cut)  # type: ignore[index, arg-type]
+    stage = model.get_submodule(model.taps[-1])  # type: ignore[index, arg-type]
+    if inputs:
+        handle = stage.register_forward_pre_hook(lambda _module, entering: (cut(entering[0]),))
+    else:
+        handle = stage.register_forward_hook(lambda _module, _inputs, output: cut(output))
     try:
         yield found
     finally:

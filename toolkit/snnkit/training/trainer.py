@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnkit.analysis.accuracy import Accuracy
-from snnkit.config import AugmentConfig, DistillConfig, differences, load_config
+from snnkit.config import DistillConfig, differences, load_config
 from snnkit.errors import ConfigError, RunFolderError, UnavailableError, UsageError
 from snnkit.files import write_atomically
 from snnkit.runs import Run, environment
@@ -301,8 +301,7 @@ def _encoder(session: Session) -> Encoder:
 
 def _sample(session: Session) -> Tensor:
     """Two inputs as they leave the augmentation, but not changed by it."""
-    augment = Augmentation(AugmentConfig(crop=0), torch.Generator())
-    return session.inputs(augment(session.x[:2], session.y[:2])[0])
+    return session.inputs(Augmentation.none()(session.x[:2], session.y[:2])[0])
 
 
 def _check_models(session: Session, last: Checkpoint | None) -> None:
