@@ -150,7 +150,7 @@ class StudentObjective(Objective):
         found = {}
         for name, value in values.items():
             (slope,) = torch.autograd.grad(self.weights[name] * value, leaves, retain_graph=True, allow_unused=True)
-            found[name] = 0.0 if slope is None else float(slope.norm())
+            found[name] = 0.0 if slope is None else float(_full(slope).norm())
         return found
 
     def _ask(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
