@@ -302,10 +302,13 @@ def test_models_that_do_not_fit_are_named_before_anything_is_trained(own, tmp_pa
 
 
 def test_settings_of_the_process_are_put_back(tmp_path):
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    state = torch.get_rng_state()
+    def settings():
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), filled
+
+    before, state = settings(), torch.get_rng_state()
     distill(small(*PLAIN), Run(tmp_path), stop_after=1)
-    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert settings() == before
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -313,8 +316,12 @@ def test_progress_is_one_line_an_epoch_on_stderr(tmp_path, capsys):
     distill(small(), Run(tmp_path / "a"), stop_after=3, quiet=False)
     out, err = capsys.readouterr()
     assert out == ""
-    starts = [line.split(":")[0] for line in err.splitlines()]
+    *lines, pulls = err.splitlines()
+    starts = [line.split(":")[0] for line in lines]
     assert starts == ["teacher epoch 1/2", "teacher epoch 2/2", "teacher", "student epoch 1/4"]
+    norms = Run(tmp_path / "a").read_metrics()[-1]["gradients"]
+    shares = ", ".join(f"{name} {norms[name] / norms['cross_entropy']:.2g}" for name in ("ensemble", "kl", "feature"))
+    assert pulls == f"gradients at the student's last stage, of the cross_entropy's: {shares}"
     distill(small(*PLAIN), Run(tmp_path / "b"), stop_after=1, quiet=True)
     assert capsys.readouterr() == ("", "")
 

@@ -183,6 +183,8 @@ def fit(
                         )
             seconds = time.perf_counter() - started
             session.progress.epoch(record)
+            if epoch == done and record.get("gradients"):
+                session.progress.gradients(record["gradients"])
             if stop:
                 return None
     finally:

@@ -40,6 +40,13 @@ class Progress:
             left = timedelta(seconds=round((self._epochs - record["epoch"]) * record["seconds"]))
             self.note(f"{text}, {record['seconds']:.1f} s, {left} left")
 
+    def gradients(self, norms: dict[str, float]) -> None:
+        """How much each loss pulls, by the norms of their weighted gradients, beside the first; nothing for one."""
+        (first, unit), *others = norms.items()
+        if others and unit:
+            shares = ", ".join(f"{name} {norm / unit:.2g}" for name, norm in others)
+            self.note(f"gradients at the student's last stage, of the {first}'s: {shares}")
+
     def end(self) -> None:
         """The phase is over or interrupted."""
         if self._bars:
