@@ -76,8 +76,8 @@ class Plan:
         return TensorProto.INT64 if wraps else TensorProto.FLOAT
 
     def quick(self, node: LIF) -> bool:
-        """Whether firing and reset are one operator each, which take a single threshold."""
-        if node.v_threshold.ndim or node.reset != "zero" or self.formats[node.name] != TensorProto.FLOAT:
+        """Whether firing is a single operator, which takes one threshold."""
+        if node.v_threshold.ndim or self.formats[node.name] != TensorProto.FLOAT:
             return False
         return self.integer or float(node.v_threshold) > 1e-6
 

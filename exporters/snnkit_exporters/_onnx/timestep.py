@@ -113,38 +113,52 @@ class Timestep:
     # --- neurons ---
 
     def _neurons(self, node: LIF, operands: list[str], suffix: str) -> None:
-        """The state v is that before the reset, with which the next timestep begins."""
+        """The state v is what the next timestep starts from: reset and decayed."""
         plan, graph, name, kind = self.plan, self.graph, node.name, self.plan.formats[node.name]
         currents = [self._current(node, edge, value, suffix) for edge, value in zip(node.inputs, operands, strict=True)]
-        u = self._synaptic(node, graph.add(currents, f"{name}.current{suffix}"), suffix)
-        biases = plan.biases(node)
-        inputs = [u] + (
-            [self._parameter(node, "bias", np.sum(biases, axis=0) << FRACTION_BITS, kind)] if biases else []
-        )
-        v = self._membrane(node, inputs, suffix)
+        parts = [self._synaptic(node, graph.add(currents, f"{name}.current{suffix}"), suffix)]
+        if biases := plan.biases(node):
+            parts.append(self._parameter(node, "bias", np.sum(biases, axis=0) << FRACTION_BITS, kind))
+        if before := self.state.get(f"{name}.v"):
+            parts.append(before)
+        v = graph.add(parts, f"{name}.v{suffix}")
         if plan.saturates(node):
             low, high = (graph.constant(f"v_{word}:{kind}", sign * (STATE_LIMIT - 1), kind) for word, sign in LIMITS)
             v = graph.emit("Clip", [v, low, high], f"{name}.clipped{suffix}")
-        self.state[f"{name}.v"] = v
-        self.spikes[name] = spikes = self._above(node, v, f"{name}.spikes{suffix}")
-        if plan.quick(node) and plan.signal == FLOAT:
-            self.values[name] = self._step(node, v, f"{name}.fired{suffix}")
-        else:
-            self.values[name] = graph.cast(spikes, plan.signal)
-
-    def _above(self, node: LIF, v: str, name: str) -> str:
-        """Whether v is above the threshold, bool."""
-        return self.graph.emit("Greater", [v, self._threshold(node)], name, BOOL)
-
-    def _threshold(self, node: LIF) -> str:
-        scaled = node.v_threshold * node.v_threshold.dtype.type(self.plan.unit)
-        return self._parameter(node, "v_threshold", scaled, self.plan.formats[node.name])
+        scaled = node.v_threshold * node.v_threshold.dtype.type(plan.unit)
+        threshold = self._parameter(node, "v_threshold", scaled, kind)
+        self.spikes[name] = spikes = graph.emit("Greater", [v, threshold], f"{name}.spikes{suffix}", BOOL)
+        fired = self._step(node, v, f"{name}.fired{suffix}") if plan.quick(node) else graph.cast(spikes, kind)
+        self.values[name] = fired if plan.signal == plan.formats[name] else graph.cast(spikes, plan.signal)
+        if (node.voltage_decay < DECAY_ONE).any():
+            self.state[f"{name}.v"] = self._left(node, v, fired, threshold, suffix)
 
     def _step(self, node: LIF, v: str, name: str) -> str:
-        """The same as 0 or 1, float32, in one operator and with all threads: so steep that the least excess gives 1."""
+        """Whether v is above the threshold, as 0 or 1: so steep a ramp that the least excess gives 1.
+
+        Of all operators ONNX Runtime computes this one with all its threads and in the layout of its convolutions.
+        """
         theta = float(node.v_threshold) * self.plan.unit
         steepness = 1.0 if self.plan.integer else 2.0 ** (FLOAT_DIGITS - math.frexp(theta)[1])
         return self.graph.emit("HardSigmoid", [v], name, alpha=steepness, beta=-steepness * theta)
+
+    def _left(self, node: LIF, v: str, fired: str, threshold: str, suffix: str) -> str:
+        """What reset and decay leave of v; by arithmetic, because ONNX Runtime's Where is twenty times slower."""
+        graph, name, kind = self.graph, node.name, self.plan.formats[node.name]
+        kept = DECAY_ONE - node.voltage_decay.astype(np.int64)
+        if node.reset == "subtract":
+            spent = graph.emit("Mul", [fired, threshold], f"{name}.spent{suffix}")
+            return self._decayed(node, "v", graph.emit("Sub", [v, spent], f"{name}.after{suffix}"), kept, suffix)
+        if self.plan.quick(node) and kept.ndim == 0:  # what is kept of v: k (1 - fired)
+            exact = not self.plan.integer or _is_power_of_two(kept)
+            k = float(kept) / DECAY_ONE if exact else 1.0
+            keep = graph.emit("HardSigmoid", [fired], f"{name}.keep{suffix}", alpha=-k, beta=k)
+            left = graph.emit("Mul", [v, keep], f"{name}.left{suffix}")
+            if k == 1.0:
+                return self._decayed(node, "v", left, kept, suffix)
+            return self._truncated(left, f"{name}.v_decayed{suffix}") if self.plan.integer else left
+        silent = graph.emit("Sub", [graph.constant(f"one:{kind}", 1, kind), fired], f"{name}.silent{suffix}")
+        return self._decayed(node, "v", graph.emit("Mul", [v, silent], f"{name}.after{suffix}"), kept, suffix)
 
     def _current(self, node: LIF, edge: Edge, value: str, suffix: str) -> str:
         """What arrives through one edge in the neuron's format, in 1/64 of the unit of an integer threshold."""
@@ -185,41 +199,6 @@ class Timestep:
             total = self._wrap_state(total)
         self.state[key] = total
         return total
-
-    def _membrane(self, node: LIF, inputs: list[str], suffix: str) -> str:
-        """The state v before its reset: what the last reset left, decayed, plus the inputs."""
-        graph, name = self.graph, f"{node.name}.v{suffix}"
-        before, kept = self.state.get(f"{node.name}.v"), DECAY_ONE - node.voltage_decay.astype(np.int64)
-        if before is None or not kept.any():
-            return graph.add(inputs, name)
-        left = self._left_negative(node, before, kept, suffix)
-        return graph.add([graph.emit("Sub", [inputs[0], left], f"{name}:kept"), *inputs[1:]], name)
-
-    def _left_negative(self, node: LIF, v: str, kept: Array, suffix: str) -> str:
-        """What the reset leaves of v, decayed, with its sign turned.
-
-        Of -v a ThresholdedRelu passes what did not fire. A decay by a power of two, which is exact, goes with the sign.
-        Otherwise by arithmetic, because ONNX Runtime's Where is twenty times slower.
-        """
-        graph, name = self.graph, node.name
-        if self.plan.quick(node):
-            factor = float(kept.flat[0]) / DECAY_ONE if _is_power_of_two(kept) else 1.0
-            turned = graph.constant(f"times_{-factor}", -factor, FLOAT)
-            negative = graph.emit("Mul", [v, turned], f"{name}.negative{suffix}")
-            lowest = np.float32(-factor * float(node.v_threshold) * self.plan.unit)
-            left = graph.emit("ThresholdedRelu", [negative], f"{name}.left{suffix}", alpha=_below(lowest))
-            if factor == 1.0:
-                return self._decayed(node, "v", left, kept, suffix)
-            return self._truncated(left, f"{name}.v_decayed{suffix}") if self.plan.integer else left
-        kind = self.plan.formats[name]
-        fired = graph.cast(self.spikes.get(name) or self._above(node, v, f"{name}.before{suffix}"), kind)
-        if node.reset == "subtract":
-            spent = graph.emit("Mul", [fired, self._threshold(node)], f"{name}.spent{suffix}")
-            left = graph.emit("Sub", [spent, v], f"{name}.left{suffix}")
-        else:
-            silent = graph.emit("Sub", [fired, graph.constant(f"one:{kind}", 1, kind)], f"{name}.silent{suffix}")
-            left = graph.emit("Mul", [v, silent], f"{name}.left{suffix}")
-        return self._decayed(node, "v", left, kept, suffix)
 
     def _decayed(self, node: LIF, field: str, state: str, kept: Array, suffix: str) -> str:
         """State times ``kept`` / 4096; of an integer neuron rounded towards zero, as casts and divisions round."""
@@ -292,11 +271,6 @@ def _is_power_of_two(kept: Array) -> bool:
     """Whether all values are the same power of two."""
     first = int(np.asarray(kept).flat[0])
     return bool((kept == first).all()) and first & (first - 1) == 0
-
-
-def _below(value: np.float32) -> float:
-    """The largest float32 below ``value``."""
-    return float(np.nextafter(value, np.float32(-np.inf)))
 
 
 def _geometry(node: Conv2d) -> dict[str, Any]:
