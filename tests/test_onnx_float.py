@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import snnkit
@@ -36,6 +37,7 @@ from snnkit.network import (
 from snnkit.training.lower import lower
 from snnkit.training.models import build_student
 from snnkit.training.rebuild import Neuron, TorchNetwork, to_torch
+from snnkit_exporters import onnx as exporter
 from snnkit_targets import onnxruntime, reference
 
 CLOSE = 1e-5
@@ -230,3 +232,7 @@ def test_a_neuron_fires_one_float_above_its_threshold(form: Any, decay: int, the
     trace = onnxruntime.run(net, np.eye(samples, dtype=np.float32), onnxruntime.Options(record="raster", form=form))
     np.testing.assert_array_equal(trace.rasters["lif"], np.stack(fired))  # bool outputs, traced beside
     np.testing.assert_array_equal(trace.readouts, np.sum(fired, axis=0))  # what the next layer was sent
+    if form == "unrolled":  # in numpy, by ONNX's own evaluator
+        model = exporter.build(net, exporter.Options())
+        (answers,) = ReferenceEvaluator(model).run(None, {"input": np.eye(samples, dtype=np.float32)})
+        np.testing.assert_array_equal(answers, trace.readouts)
