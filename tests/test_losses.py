@@ -249,6 +249,22 @@ def test_how_much_each_loss_pulls_at_the_last_stage(features):
     assert min(expected) > 0
 
 
+def constant(logits, _teacher, _labels):
+    return torch.ones((), device=logits.device)
+
+
+def endless(logits, _teacher, _labels):
+    return (logits * torch.inf).sum()
+
+
+def test_a_loss_without_a_finite_gradient_is_left_out():
+    extra = "losses.extra={tests.test_losses:constant: 1.0, tests.test_losses:endless: 1.0}"
+    made, x = objective("losses.stages=[0]", "losses.feature=1", extra)
+    found = made.gradients(x, torch.tensor([0, 1, 2]))
+    assert set(found) == {"cross_entropy", "feature"}
+    assert found["feature"] == 0  # it is of the first stage alone
+
+
 def test_stages_of_different_numbers_are_paired_by_name():
     made, x = objective("losses.feature=1", "losses.stages=[[0, 1]]", student=Student(taps=("b_neuron",)))
     _, values = made(x, torch.tensor([0, 1, 2]))

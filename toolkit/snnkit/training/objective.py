@@ -4,6 +4,7 @@ One module holds all that is trained, and its forward pass computes all that is 
 DistributedDataParallel can wrap it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -140,7 +141,8 @@ class StudentObjective(Objective):
     def gradients(self, x: Tensor, labels: Labels) -> dict[str, float]:
         """The norm of each weighted loss's gradient by what the last tapped stage sends; leaves the eval mode behind.
 
-        With ``features: membrane`` by what enters its neurons. Empty for a student without taps.
+        With ``features: membrane`` by what enters its neurons. Empty for a student without taps; a loss without a
+        finite gradient is left out.
         """
         if not getattr(self.model, "taps", ()):
             return {}
@@ -149,9 +151,10 @@ class StudentObjective(Objective):
             _, values = self(x, labels)
         found = {}
         for name, value in values.items():
-            (slope,) = torch.autograd.grad(self.weights[name] * value, leaves, retain_graph=True, allow_unused=True)
-            found[name] = 0.0 if slope is None else float(_full(slope).norm())
-        return found
+            if value.requires_grad:
+                (slope,) = torch.autograd.grad(self.weights[name] * value, leaves, retain_graph=True, allow_unused=True)
+                found[name] = 0.0 if slope is None else float(_full(slope).norm())
+        return {name: norm for name, norm in found.items() if math.isfinite(norm)}
 
     def _ask(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The teacher's logits, features and, where a loss needs it, class activation map."""
