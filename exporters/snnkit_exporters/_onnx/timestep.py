@@ -129,7 +129,7 @@ class Timestep:
         threshold = self._parameter(node, "v_threshold", scaled, kind)
         self.spikes[name] = spikes = graph.emit("Greater", [v, threshold], f"{name}.spikes{suffix}", BOOL)
         fired = self._step(node, v, f"{name}.fired{suffix}") if plan.quick(node) else graph.cast(spikes, kind)
-        self.values[name] = fired if plan.signal == plan.formats[name] else graph.cast(spikes, plan.signal)
+        self.values[name] = fired if plan.signal == kind else graph.cast(spikes, plan.signal)
         if (node.voltage_decay < DECAY_ONE).any():
             self.state[f"{name}.v"] = self._left(node, v, fired, threshold, suffix)
 
