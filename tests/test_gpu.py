@@ -9,6 +9,7 @@ from snnkit.network import verify
 from snnkit.runs import Run
 from snnkit.training.augment import Augmentation
 from snnkit.training.encoding import Encoder
+from snnkit.training.integer import IntegerNetwork
 from snnkit.training.models import build_student, build_teacher
 from snnkit.training.neurons import SpikingNeuron
 from snnkit.training.objective import StudentObjective
@@ -91,3 +92,13 @@ def test_integer_networks_give_the_same_spikes(name):
     cpu, gpu = (snnkit.run(net, inputs, "reference", device=device, record="raster") for device in ("cpu", "cuda"))
     assert (cpu.readouts == gpu.readouts).all()
     assert all((cpu.rasters[name] == gpu.rasters[name]).all() for name in cpu.rasters)
+
+
+@pytest.mark.parametrize("name", [name for name in INTEGER if not GOLDEN[name].recurrent])
+def test_what_is_fine_tuned_is_the_integer_network(name):
+    net = GOLDEN[name]
+    x = torch.from_numpy(raw_inputs(net, samples=6))
+    here = IntegerNetwork(net).readouts(x)
+    with fast(torch.device("cuda"), "tf32"), torch.autocast("cuda", torch.bfloat16):
+        there = IntegerNetwork(net).cuda().readouts(x.cuda())
+    assert torch.equal(here, there.cpu())

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -28,6 +28,12 @@ from snnkit_targets._arithmetic import ONE, Bounds, Neurons, Synapses, filters, 
 CHUNK_BYTES = {"cpu": 2**22}  # of the spikes of the largest layer, so that a layer stays in the caches
 CHUNK_BYTES_ELSEWHERE = 2**28
 PIECE_BYTES = 2**26  # of what a streamed trace keeps
+_backends: Any = torch.backends
+SETTINGS = (  # under which products of float32 are those of float32, always the same
+    *((_backends.cuda.matmul, "fp32_precision", "ieee"), (_backends.cudnn.conv, "fp32_precision", "ieee")),
+    *((_backends.mkldnn.matmul, "fp32_precision", "ieee"), (_backends.mkldnn.conv, "fp32_precision", "ieee")),
+    *((_backends.cudnn, "benchmark", False), (_backends.cudnn, "deterministic", True)),
+)
 
 
 class Options(pydantic.BaseModel):
@@ -78,17 +84,20 @@ def stream(net: Network, inputs: Array, options: Options) -> Iterator[tuple[Arra
 
 
 @contextmanager
-def _exact() -> Iterator[None]:
-    """Switches off what may round a float32 sum of integers: TF32, bfloat16 and Winograd transforms."""
+def _exact(device: torch.device) -> Iterator[None]:
+    """Switches off what may round a float32 sum of integers, whatever the caller has switched on; put back afterwards.
+
+    That is autocast, TF32, bfloat16 and Winograd transforms. New tensors are on the CPU unless they say otherwise.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        )
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        stack.callback(torch.set_float32_matmul_precision, precision)
+        for owner, name, value in SETTINGS:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         yield
 
 
@@ -165,7 +174,7 @@ class _Machine:
         start = time.perf_counter()
         record: _Record | None = None
         first = 0
-        with _exact():
+        with _exact(self.device):
             for piece in self.pieces(inputs, self.chunk):
                 encoded = torch.from_numpy(encode_inputs(self.net, piece)).to(self.device)
                 if record is None:  # not before the inputs were found to fit

@@ -323,9 +323,11 @@ def observe(net: Network, x: Array) -> dict[str, Ranges]:
     """
     import torch
 
+    from snnkit.training.devices import torch_defaults
     from snnkit.training.integer import IntegerNetwork
 
-    return {} if net.recurrent else IntegerNetwork(net).observe(torch.from_numpy(x))
+    with torch_defaults():
+        return {} if net.recurrent else IntegerNetwork(net).observe(torch.from_numpy(x))
 
 
 def _excess(ranges: Ranges) -> float:

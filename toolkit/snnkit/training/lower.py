@@ -22,6 +22,7 @@ from snnkit.errors import UnsupportedError
 from snnkit.network import LIF, Affine, Edge, Flatten, Input, Network, Node, Readout, verify
 from snnkit.runs import Run, environment
 from snnkit.training import checkpoint as checkpoints
+from snnkit.training.devices import torch_defaults
 from snnkit.training.layers import ALTERNATIVES, IDENTITIES, MAKERS, RESHAPES, NotConvertibleError, convert
 from snnkit.training.neurons import SpikingNeuron, is_neuron, reset_neurons
 from snnkit.training.trainer import load_student
@@ -38,6 +39,7 @@ SCALINGS = {operator.truediv, operator.itruediv, operator.mul, operator.imul, to
 HINT = "replace these parts of the model"
 
 
+@torch_defaults()
 def lower(
     model: nn.Module,
     input_shape: Sequence[int],

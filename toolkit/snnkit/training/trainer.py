@@ -21,6 +21,7 @@ from snnkit.training import parallel
 from snnkit.training.augment import Augmentation
 from snnkit.training.checkpoint import Checkpoint, Storage
 from snnkit.training.data import load_configured
+from snnkit.training.devices import torch_defaults
 from snnkit.training.encoding import Encoder
 from snnkit.training.evaluation import evaluate, firing_rates
 from snnkit.training.fit import Session, fit
@@ -144,6 +145,7 @@ def distill(
     return summary
 
 
+@torch_defaults()
 def load_student(run: Run) -> nn.Module:
     """The student of a run with its last weights, in eval mode, on the CPU."""
     last = checkpoints.read(run.last)
@@ -161,6 +163,7 @@ def _kept(last: Checkpoint) -> dict[str, Tensor]:
     return last.state("ema") or last.state("model")
 
 
+@torch_defaults()
 def load_teacher(run: Run) -> nn.Module:
     """The teacher of a run, in eval mode, on the CPU."""
     last = checkpoints.read(run.last)
@@ -206,7 +209,7 @@ def _write_beginning(config: DistillConfig, run: Run) -> None:
 
 @contextmanager
 def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
-    """Deterministic algorithms and the configured thread count; the caller's settings are put back."""
+    """Deterministic algorithms, the configured thread count and torch's defaults; the caller's are put back."""
     try:
         torch_device = torch.device(device)
         torch.empty(0, device=torch_device)
@@ -223,7 +226,7 @@ def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
     torch.use_deterministic_algorithms(torch_device.type == "cpu")  # on CUDA some layers have none
     debugging.fill_uninitialized_memory = False  # which all operators fill
     try:
-        with torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
+        with torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []), torch_defaults():
             yield torch_device
     finally:
         torch.set_num_threads(before[0])
