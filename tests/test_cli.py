@@ -339,6 +339,14 @@ def test_tables_fit_a_narrow_terminal(net_file: Path) -> None:
     assert max(len(line) for line in lines) <= 40
 
 
+def test_a_terminal_without_the_characters_gets_others(net_file: Path) -> None:
+    line, environment = [SNNKIT, "check", net_file, "--chip", "loihi1"], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, env=environment, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 1  # it does not fit, which is an answer
+    assert b"(at least 3.52 us)" in done.stdout
+    assert done.stderr == b""
+
+
 def test_output_into_a_closed_pipe_is_no_error(net_file: Path) -> None:
     done = subprocess.run(
         f"{SNNKIT} inspect {net_file} | true", shell=True, capture_output=True, text=True, check=False, timeout=60

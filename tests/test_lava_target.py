@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+import snnkit
 from snnkit.errors import DataError, UnavailableError, UnsupportedError, WorkerError, WorkerTimeoutError
 from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout, save
 from snnkit_exporters import _lava_directory as directory
@@ -400,6 +403,27 @@ def test_without_python_310_the_remedy_is_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UnavailableError, match=r"there is no Python 3.10, which Lava needs") as caught:
         lava.prepare(seconds=60)
     assert "SNNKIT_LAVA_PYTHON" in caught.value.hint
+
+
+def test_a_temporary_folder_that_sockets_cannot_be_in_is_named(
+    tmp_path: Path, lava_environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(tempfile.gettempdir())
+    longest, longer = (root / ("x" * (count - len(str(root)) - 1)) for count in (lava.TEMPORARY, lava.TEMPORARY + 1))
+    net = images()
+    for folder in (longest, longer):
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        monkeypatch.setenv("TMPDIR", str(folder))
+        try:
+            if folder is longest:
+                assert snnkit.run(net, data(net, 1), "lava").readouts.shape[0] == 1
+            else:
+                with pytest.raises(UnavailableError, match="take no path as long as") as caught:
+                    snnkit.run(net, data(net, 1), "lava")
+                assert "set TMPDIR to a shorter one" in caught.value.hint
+        finally:
+            shutil.rmtree(folder)
 
 
 def test_only_an_environment_in_uvs_cache_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

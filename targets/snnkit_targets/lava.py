@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ WORKER = Path(__file__).parent / "workers" / "lava_netx.py"
 NAME = "the Lava worker"  # what messages call it
 STARTING = 120.0  # seconds that a worker may take to start, or to end, beside the limit for a sample
 POLL = 0.1  # seconds between two looks at the workers
+TEMPORARY = 75  # characters of the temporary folder's path: with the names below it a socket's is limited to 107
 MEMORY = 2.5e7  # bytes that one of Lava's processes takes
 CONVOLUTIONS = {
     "stock": "Lava's own convolution",
@@ -78,6 +80,8 @@ def available() -> str | None:
     """None if Lava can be run (or set up) here, else what is missing and how to get it. Starts nothing but ``uv``."""
     if sys.platform != "linux":
         return "Lava runs on Linux only; use another target here"
+    if len(folder := tempfile.gettempdir()) > TEMPORARY:
+        return f"sockets of Lava's processes take no path as long as '{folder}'; set TMPDIR to a shorter one, as /tmp"
     try:
         if environment() and not os.environ.get("SNNKIT_LAVA_PYTHON"):
             return None

@@ -1,5 +1,7 @@
 """The entry point: signals, errors in two lines, exit codes (0 yes, 1 no, 2 could not answer, 130 Ctrl-C)."""
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -18,12 +20,22 @@ ClickProblem: Any = typer.BadParameter.__mro__[2]
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
+    codecs.register_error("spell", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spell")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
     raise SystemExit(128 + number)  # an exception, so that workers are ended on the way out
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal without these characters shows in their place."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join({"µ": "u"}.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def run(arguments: list[str]) -> int:
