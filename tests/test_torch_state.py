@@ -19,7 +19,8 @@ from tests.golden import GOLDEN
 from tests.networks import raw_inputs
 
 BACKENDS: Any = torch.backends
-SMALL = ["teacher.channels=[4, 8]", "student.channels=[4, 6]", "teacher.epochs=1", "train.epochs=1", "train.ema=0.9"]
+SMALL = ["teacher.channels=[4, 8]", "student.channels=[4, 6]", "teacher.epochs=1", "train.epochs=2"]
+SMALL += ["train.precision=bf16", "train.ema=0.9"]
 
 
 def switches() -> list[Any]:

@@ -404,6 +404,14 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path, precision):
     assert_same_runs(*runs)
 
 
+def test_half_precision_learns_as_full_precision_does(whole, tmp_path):
+    distill(small("train.precision=bf16"), Run(tmp_path))
+    full, half = (
+        [r["train_accuracy"] for r in run.read_metrics() if "epoch" in r] for run in (whole[0], Run(tmp_path))
+    )
+    assert half == pytest.approx(full, abs=3)
+
+
 def test_the_curriculum_sets_the_timesteps_of_training_only(tmp_path, monkeypatch):
     seen = []
     forward = StudentObjective.forward

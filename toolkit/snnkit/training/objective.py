@@ -49,7 +49,8 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+        """Without the cache of converted weights, which within another autocast outlives the step that changes them."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
 
 class TeacherObjective(Objective):
