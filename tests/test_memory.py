@@ -1,21 +1,26 @@
 """Runs of many samples with counts: memory does not grow with them, and the numbers are those of batches of 1."""
 
+import dataclasses
 import functools
 import json
+import math
 import operator
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from snnkit import pipeline, plugins
 from snnkit.analysis.chips import load_chip
 from snnkit.analysis.counts import Counter, OpCounts, count
 from snnkit.analysis.mapping import map_network
-from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Readout, save
-from snnkit.network.ir import Array
+from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Readout, Trace, save
+from snnkit.network.ir import Array, infer_shapes
 from snnkit.pipeline import Samples, check, energy, evaluate
 from snnkit_targets import reference
 from tests.networks import integer_networks, raw_inputs
@@ -108,6 +113,47 @@ def test_one_target_alone_keeps_no_spikes_of_single_samples(net: Network) -> Non
     assert alone.trace.spikes_per_inference == whole.spikes_per_inference
     assert (alone.trace.overflows, alone.trace.steps) == (whole.overflows, whole.steps)
     assert mapping == map_network(net, load_chip("loihi2"), whole)
+
+
+@given(integer_networks(), st.integers(1, 3), st.lists(st.tuples(*[st.integers(0, 9)] * 4), max_size=4))
+@settings(max_examples=30)
+def test_targets_are_compared_in_pieces_as_they_are_at_once(
+    net: Network, size: int, faults: list[tuple[int, int, int, int]]
+) -> None:
+    """With a target that is wrong about single spikes: at a timestep, of a node, of a sample, of a neuron."""
+    inputs = raw_inputs(net, samples=7)
+    samples = Samples(inputs, np.arange(7) % 2, "random")
+    neurons = sum(math.prod(infer_shapes(net)[node.name]) for node in net.neurons)
+    other = SimpleNamespace(**vars(reference))
+    ran = 0
+
+    def run(net: Network, x: np.ndarray, options: reference.Options) -> Trace:
+        nonlocal ran
+        trace = reference.run(net, x, options)
+        rasters = {name: raster.copy() for name, raster in (trace.rasters or {}).items()}
+        for t, node, sample, neuron in faults:
+            if ran <= sample % 7 < ran + trace.samples:
+                raster = rasters[net.neurons[node % len(net.neurons)].name]
+                spike = raster[t % net.timesteps, sample % 7 - ran].reshape(-1)
+                spike[neuron % len(spike)] ^= True
+        ran = (ran + trace.samples) % 7
+        return dataclasses.replace(trace, target="other", rasters=rasters)
+
+    other.run = run
+    module = plugins._module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_module", lambda kind, name: other if name == "other" else module(kind, name))
+        whole, expected = evaluate(net, samples, ["reference", "other"], rasters=True)
+        patch.setattr(pipeline, "RASTERS", 2 * net.timesteps * neurons * size)
+        results, found = evaluate(net, samples, ["reference", "other"])
+    assert [dataclasses.replace(a, diagnosis=None) for a in found] == [
+        dataclasses.replace(a, diagnosis=None) for a in expected
+    ]
+    assert (found[0].diagnosis is None) == (expected[0].diagnosis is None)
+    for one, all_at_once in zip(results, whole, strict=True):
+        assert one.trace.rasters is None
+        assert one.accuracy == all_at_once.accuracy
+        assert one.to_json() | {"seconds": 0} == all_at_once.to_json() | {"seconds": 0}
 
 
 def test_a_large_set_is_streamed(tmp_path: Path) -> None:

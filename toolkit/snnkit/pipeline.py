@@ -5,6 +5,7 @@ Modules that need torch are imported where they are used, so that the rest stays
 
 import dataclasses
 import functools
+import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableEr
 from snnkit.network import Network, Trace, infer_shapes, predictions, verify
 from snnkit.network import load as load_file
 from snnkit.network.ir import Array
-from snnkit.network.trace_file import load_trace
+from snnkit.network.trace_file import Recording, load_trace
 from snnkit.quantization import quantize as quantize
 from snnkit.quantization import quantize_run as quantize_run
 from snnkit.runs import Run
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from snnkit.crosscheck import CrossCheck
 
 PathLike = str | os.PathLike[str]
+RASTERS = 2**28  # bytes of spikes that targets which are compared hold at once
 
 
 # --- networks and samples ---------------------------------------------------------------------------------------------
@@ -238,23 +240,58 @@ def evaluate(
 
     ``assignments`` are options, ``[TARGET.]KEY=VALUE``. ``against`` is a recorded trace, see
     :mod:`snnkit.network.trace_file`: it comes last, and only the samples that it holds are run. Where two differ, the
-    cause of their first divergence is looked for. ``rasters`` keeps them where nothing is compared.
+    cause of their first divergence is looked for. ``rasters`` keeps them; without it, and without a recording, memory
+    does not grow with neurons times samples.
     """
-    record = "raster" if rasters or against is not None or len(set(targets)) > 1 else "counts"
+    several = len(set(targets)) > 1
+    record = "raster" if rasters or several or against is not None else "counts"
     options = plugins.options_of("targets", targets, assignments, record=record)
     require(net, options)
     recording = None if against is None else load_trace(against, net, sample_count(net, samples))
     if recording is not None:
         samples = first_samples(net, samples, recording.trace.samples)
         recording.require_inputs(samples.x)
-    traces = [_trace(plugins.target(name), net, samples.x, chosen, record) for name, chosen in options.items()]
-    states = {name: _state(name, net, samples.x) for name in options if hasattr(plugins.target(name), "state")}
-    if recording is not None:
-        traces.append(recording.trace)
-        states |= {recording.trace.target: recording.state} if recording.v else {}
+    if rasters or recording is not None or not several:
+        traces = [_trace(plugins.target(name), net, samples.x, chosen, record) for name, chosen in options.items()]
+        agreements = _compared(net, samples.x, traces, options, recording)
+    else:
+        traces, agreements = _side_by_side(net, samples.x, options)
+    traces += [recording.trace] if recording is not None else []
     results = [Evaluation(t, _accuracy(predictions(t), samples) if t.readouts.shape[1] else None) for t in traces]
-    compared = [(other, compare(net, traces[0], other)) for other in traces[1:]]
-    return results, [diagnose(net, samples.x, traces[0], other, found, states) for other, found in compared]
+    return results, agreements
+
+
+def _side_by_side(net: Network, inputs: Array, options: Mapping[str, BaseModel]) -> tuple[list[Trace], list[Agreement]]:
+    """Each target's trace and how it agrees with the first one's, some samples after the other."""
+    direct, shapes = net.input.encoding == "direct", infer_shapes(net)
+    samples = inputs.shape[0 if direct else 1]
+    each = len(options) * net.timesteps * sum(math.prod(shapes[node.name]) for node in net.neurons)
+    size = max(1, RASTERS // max(1, each))
+    kept: list[list[Trace]] = []
+    agreements: list[Agreement] = []
+    for first in range(0, max(samples, 1), size):
+        piece = inputs[first : first + size] if direct else inputs[:, first : first + size]
+        traces = [plugins.target(name).run(net, piece, chosen) for name, chosen in options.items()]
+        found = _compared(net, piece, traces, options)
+        agreements = [a.joined(b, first) for a, b in zip(agreements, found, strict=True)] if first else found
+        kept.append([Trace.total([trace]) for trace in traces])
+    return [Trace.total(parts) for parts in zip(*kept, strict=True)], agreements
+
+
+def _compared(
+    net: Network,
+    inputs: Array,
+    traces: Sequence[Trace],
+    options: Mapping[str, BaseModel],
+    recording: Recording | None = None,
+) -> list[Agreement]:
+    """How each but the first of the traces, and the recorded one, agrees with the first, and why not."""
+    states = {name: _state(name, net, inputs) for name in options if hasattr(plugins.target(name), "state")}
+    if recording is not None:
+        traces = [*traces, recording.trace]
+        states |= {recording.trace.target: recording.state} if recording.v else {}
+    found = [(other, compare(net, traces[0], other)) for other in traces[1:]]
+    return [diagnose(net, inputs, traces[0], other, agreement, states) for other, agreement in found]
 
 
 def _trace(target: Any, net: Network, inputs: Array, options: BaseModel, record: str) -> Trace:

@@ -1,6 +1,7 @@
 """Two traces of the same network and inputs, spike by spike."""
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,27 @@ class Agreement:
     def identical(self) -> bool:
         """Whether everything that was compared is the same."""
         return not self.readout_mismatches and not any(self.spike_mismatches.values())
+
+    def joined(self, later: "Agreement", samples: int) -> "Agreement":
+        """Both as one, where ``later`` is of the samples that follow the first ``samples``."""
+        places = {name: place for place, name in enumerate(self.spike_mismatches)}  # a readout comes last
+
+        def order(agreement: Agreement) -> tuple[float, int]:
+            where = agreement.divergence
+            return (where.timestep, places.get(where.node, len(places))) if where else (math.inf, 0)
+
+        divergence, diagnosis = self.divergence, self.diagnosis
+        if later.divergence and order(later) < order(self):
+            divergence = replace(later.divergence, sample=later.divergence.sample + samples)
+            diagnosis = later.diagnosis
+        return replace(
+            self,
+            spike_mismatches={name: n + later.spike_mismatches[name] for name, n in self.spike_mismatches.items()},
+            readout_mismatches=self.readout_mismatches + later.readout_mismatches,
+            divergence=divergence,
+            compared={name: n + later.compared[name] for name, n in self.compared.items()},
+            diagnosis=diagnosis,
+        )
 
     def share(self, node: str) -> float:
         """Neuron-steps of a node with the same spikes, 0..1."""
