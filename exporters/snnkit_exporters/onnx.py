@@ -1,8 +1,9 @@
 """ONNX: the float or integer network as a graph that needs nothing of this project at run time.
 
 Three forms: ``unrolled`` runs all timesteps in one call; ``step`` runs one timestep, its states being inputs
-(zeros at first) and outputs; ``scan`` loops over any number of timesteps. The integer arithmetic is the fixed point
-that ``snnkit_targets.reference`` defines, exactly. The input is what ``Input.encode`` gives, float32.
+(zeros at first) and outputs; ``scan`` loops over any number of timesteps (ONNX Runtime before 1.23 aborts on a
+convolution whose only reader is a loop's body). The integer arithmetic is the fixed point that
+``snnkit_targets.reference`` defines, exactly. The input is what ``Input.encode`` gives, float32.
 """
 
 import json
