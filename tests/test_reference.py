@@ -110,6 +110,37 @@ def test_a_stream_is_the_run_in_pieces(net: Network, chunk: int) -> None:
         np.testing.assert_array_equal(joined.spikes_per_neuron[name], counts)
 
 
+def test_what_wraps_to_the_other_side_saturates_there() -> None:
+    """u wraps from just above the 24 bits to the negative end, and a negative bias takes v beyond it."""
+    head = Affine(name="head", inputs=(Edge("lif"),), weight=np.ones((2, 1), np.int8))
+    synapse = Affine(
+        name="fc", inputs=(Edge("x"),), weight=np.full((1, 1033), 127, np.int8), bias=np.array([-4096], np.int32)
+    )
+    sums = 127 * np.array([1033, 1000, 130])
+    v = -(2**23 - 1) + 64 * (sums[1] + sums[2] - 2 * 4096)  # saturated first; 254,529 less if it were not
+    net = Network(
+        timesteps=3,
+        nodes=(
+            Input(name="x", shape=(1033,), bits=1, scale=1.0, encoding="events"),
+            synapse,
+            LIF(
+                name="lif",
+                inputs=(Edge("fc"),),
+                v_threshold=np.array((v - 2**17) // 64, np.int32),
+                voltage_decay=np.array(0, np.int32),
+                current_decay=np.array(4096, np.int32),
+            ),
+            head,
+            Readout(name="out", inputs=(Edge("head"),)),
+        ),
+    )
+    x = (np.arange(1033) < sums[:, None, None] // 127).astype(np.uint8)
+    trace = reference.run(net, x, reference.Options(record="raster"))
+    rasters, readout = simulate(net, x[:, 0])
+    assert rasters["lif"].ravel().tolist() == trace.rasters["lif"].ravel().tolist() == [False, False, True]
+    np.testing.assert_array_equal(trace.readouts[0], readout)
+
+
 def test_sums_near_the_limit_of_float32_are_exact() -> None:
     """513 inputs of 255 times 127 pass 2**24, where float32 loses the last bit."""
     weight = np.full((1, 514), 127, np.int8)

@@ -111,7 +111,8 @@ class Bounds:
             for state, keep in ((u, keep_u), (v, keep_v))
         )
         wraps = bool((u >= STATE_LIMIT).any())
-        return cls(wraps, bool((v >= STATE_LIMIT).any()), fits and not wraps)
+        saturates = wraps or bool((v >= STATE_LIMIT).any())  # what wraps arrives at the other end
+        return cls(wraps, saturates, fits and not wraps)
 
 
 def _accumulated(keep: Array, timesteps: int) -> Array:
