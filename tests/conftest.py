@@ -12,6 +12,9 @@ from snnkit_targets import lava
 settings.register_profile(
     "snnkit", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile(  # other examples every time, and more of them
+    "nightly", settings.get_profile("snnkit"), max_examples=400, derandomize=False, print_blob=True
+)
 settings.load_profile("snnkit")
 
 
