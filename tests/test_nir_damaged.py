@@ -85,6 +85,17 @@ def test_damaged_bytes(data: st.DataObject) -> None:
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from(DATASETS), st.sampled_from(["delete", *ODD])), min_size=1, max_size=3))
 def test_damaged_values(changes: list[tuple[str, str]]) -> None:
+    damage(changes)
+
+
+@pytest.mark.parametrize("how", ["delete", *ODD])
+@pytest.mark.parametrize("name", DATASETS)
+def test_each_damaged_value(name: str, how: str) -> None:
+    damage([(name, how)])
+    damage([("metadata/snnkit", "delete"), (name, how)])  # as of another tool, whose file is interpreted
+
+
+def damage(changes: list[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "damaged.nir"
         path.write_bytes(VALID)

@@ -270,8 +270,9 @@ def _said(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
     """What a file says about itself: reset, dt, timesteps, encoding; only what can be understood."""
     said: dict[str, Any] = {}
     for key, known in (("reset", ("zero", "subtract")), ("encoding", ("direct", "events"))):
-        if metadata.get(key) in known and isinstance(metadata[key], str):
-            said[key] = metadata[key]
+        value = metadata.get(key)
+        if isinstance(value, str) and value in known:
+            said[key] = value
     for key in ("dt", "timesteps"):
         value = metadata.get(key)
         if isinstance(value, np.ndarray) and value.size == 1:
