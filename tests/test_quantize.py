@@ -97,20 +97,14 @@ def test_weights_fit_their_bits_thresholds_their_scales_and_nothing_overflows(
     assert not any(reference.run(integer, x, reference.Options()).overflows.values())
 
 
-@given(float_networks(), st.integers(3, 6), st.booleans())
-def test_the_search_makes_the_error_of_the_sums_smaller(net: Network, bits: int, per_channel: bool) -> None:
+def test_the_search_makes_the_error_of_the_sums_smaller() -> None:
     """Against the scale at which the largest weight fits; the expected error is written out for independent spikes."""
     rate = np.random.default_rng(0).uniform(0.1, 0.6, 4)
     spikes = np.broadcast_to(rate[:, None, None], (4, 5, 5))
     half = np.full((2, 5, 5), 0.5)
     moments = {"x": Moments(half, half**2 + 1 / 12), "one": Moments(spikes, spikes), "two": Moments(spikes, spikes)}
-    try:
-        plain = quantize(net, weight_bits=bits)
-        found = quantize(net, weight_bits=bits, per_channel=per_channel, moments=moments)
-    except UnsupportedError:
-        assume(False)
 
-    def error(integer: Network) -> float:
+    def error(net: Network, integer: Network) -> float:
         scale = np.array(integer.metadata["quantization"]["scales"]["two"]).reshape(-1, 1, 1, 1)
         total = np.zeros(4)
         for name in ("second", "short"):
@@ -123,9 +117,21 @@ def test_the_search_makes_the_error_of_the_sums_smaller(net: Network, bits: int,
                     total[output] += (off[output] * seen).sum() ** 2
         return float(total.sum())
 
-    if (np.array(plain["two"].v_threshold) > 2 * 5).all():  # else it is not among what may be chosen
-        # scales 4 % apart are tried: one between them can be luckier, by an eighth in a thousand networks
-        assert error(found) <= error(plain) * 1.25
+    ratios = []
+
+    @given(float_networks(), st.integers(3, 6), st.booleans())
+    def compare(net: Network, bits: int, per_channel: bool) -> None:
+        try:
+            plain = quantize(net, weight_bits=bits)
+            found = quantize(net, weight_bits=bits, per_channel=per_channel, moments=moments)
+        except UnsupportedError:
+            assume(False)
+        if (np.array(plain["two"].v_threshold) > 2 * 5).all():  # else it is not among what may be chosen
+            ratios.append(error(net, found) / error(net, plain))
+
+    compare()
+    assert np.exp(np.mean(np.log(ratios))) < 0.8
+    assert np.mean(np.array(ratios) > 1.05) < 0.1  # scales 4 % apart are tried: one between them can be luckier
 
 
 def test_ranges_by_hand() -> None:
