@@ -255,21 +255,22 @@ def evaluate(
         traces = [_trace(plugins.target(name), net, samples.x, chosen, record) for name, chosen in options.items()]
         agreements = _compared(net, samples.x, traces, options, recording)
     else:
-        traces, agreements = _side_by_side(net, samples.x, options)
+        traces, agreements = _side_by_side(net, samples, options)
     traces += [recording.trace] if recording is not None else []
     results = [Evaluation(t, _accuracy(predictions(t), samples) if t.readouts.shape[1] else None) for t in traces]
     return results, agreements
 
 
-def _side_by_side(net: Network, inputs: Array, options: Mapping[str, BaseModel]) -> tuple[list[Trace], list[Agreement]]:
+def _side_by_side(
+    net: Network, samples: Samples, options: Mapping[str, BaseModel]
+) -> tuple[list[Trace], list[Agreement]]:
     """Each target's trace and how it agrees with the first one's, some samples after the other."""
-    direct, shapes = net.input.encoding == "direct", infer_shapes(net)
-    samples = inputs.shape[0 if direct else 1]
+    inputs, direct, shapes = samples.x, net.input.encoding == "direct", infer_shapes(net)
     each = len(options) * net.timesteps * sum(math.prod(shapes[node.name]) for node in net.neurons)
     size = max(1, RASTERS // max(1, each))
     kept: list[list[Trace]] = []
     agreements: list[Agreement] = []
-    for first in range(0, max(samples, 1), size):
+    for first in range(0, max(sample_count(net, samples), 1), size):
         piece = inputs[first : first + size] if direct else inputs[:, first : first + size]
         traces = [plugins.target(name).run(net, piece, chosen) for name, chosen in options.items()]
         found = _compared(net, piece, traces, options)
