@@ -1,6 +1,6 @@
 """Training speed on ResNet-18, T=4, CIFAR's shapes: SpikingJelly's neurons in a loop over time, and snnkit's path.
 
-python benchmarks/train.py [--quick] [--json] [--batch N] [--steps N]
+python benchmarks/train.py [--quick] [--json] [--device cpu|cuda] [--batch N] [--steps N]
 
 A step is forward, backward and optimiser. Both are measured in turns in one run and printed as a ratio, and as a share
 of the rate at which the same machine multiplies large matrices at that precision. Exits 1 below the floor.
@@ -24,6 +24,7 @@ from snnkit.training import losses
 from snnkit.training.augment import Labels, over_labels
 from snnkit.training.models import build_student
 from snnkit.training.objective import Objective, Values
+from snnkit.training.passes import Passes
 from snnkit.training.schedule import build_optimizer
 from snnkit.training.steps import Graphed, Recorder, eager
 
@@ -51,14 +52,17 @@ def node_loop() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
     return net, forward
 
 
-def ours(*, bf16: bool) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+def ours(*, bf16: bool, compiled: bool = False) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
     """The student ``resnet18``: stem once, time folded into the batch, fused neurons; autocast on a GPU."""
     config = load_config(None, ["student.model=resnet18", f"student.timesteps={TIMESTEPS}"])
     net = build_student((3, 32, 32), CLASSES, config.student)
+    passes = Passes(net)
+    if compiled:
+        passes.compile()
 
-    def forward(net: nn.Module, x: Tensor) -> Tensor:
+    def forward(_net: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            logits: Tensor = net(x)
+            logits = passes(x).logits
         return logits.float()
 
     return net, forward
@@ -132,8 +136,13 @@ def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
         "snnkit, bf16, channels_last": Contender(ours(bf16=True), device, batch, torch.channels_last),
     }
     if gpu:
-        made = ours(bf16=True)
-        contenders["snnkit, bf16, CUDA graph"] = Contender(made, device, batch, torch.channels_last, graph=True)
+        for name, compiled, graph in (
+            ("CUDA graph", False, True),
+            ("compiled", True, False),
+            ("compiled, CUDA graph", True, True),
+        ):
+            made = ours(bf16=True, compiled=compiled)
+            contenders[f"snnkit, bf16, {name}"] = Contender(made, device, batch, torch.channels_last, graph=graph)
     else:  # where bf16 pays depends on the processor
         for name, layout in (("fp32, channels_last", torch.channels_last), ("fp32", torch.contiguous_format)):
             contenders[f"snnkit, {name}"] = Contender(ours(bf16=False), device, batch, layout)
@@ -160,17 +169,19 @@ def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measures every device of this machine."""
+    """Measures every device of this machine, or the one asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one step each, no verdict")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", choices=list(FLOORS))
     parser.add_argument("--batch", type=int, help="default 8 on a CPU, 256 on a GPU")
     parser.add_argument("--steps", type=int, help="a round; default 1 on a CPU, 20 on a GPU")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     results = []
-    for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+    devices = [arguments.device] if arguments.device else list(FLOORS)[: 1 + torch.cuda.is_available()]
+    for device in devices:
         gpu = device == "cuda"
         batch, steps = arguments.batch or (256 if gpu else 8), arguments.steps or (20 if gpu else 1)
         result = measure(device, batch, 1 if arguments.quick else steps, 1 if arguments.quick else 2)

@@ -34,9 +34,11 @@ def objective(config, x):
     return StudentObjective(student, teacher, config, Encoder("direct", 4), x[:2].float() / 255).cuda().train()
 
 
-def losses_of(config, step_of, x, y, steps):
+def losses_of(config, step_of, x, y, steps, *, compiled=False):
     """Each step's loss; after the first ones the processor may not wait for the device."""
     made = objective(config, x)
+    if compiled:
+        made.compile_passes()
     optimizer, step = build_optimizer(made, config.train), step_of(made)
     augment, found = Augmentation(config.data.augment, torch.Generator().manual_seed(0)), []
     for number in range(steps):
@@ -51,14 +53,14 @@ def losses_of(config, step_of, x, y, steps):
     return torch.stack(found).cpu()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_a_graph_trains_what_its_kernels_train(precision):
+@pytest.mark.parametrize(("precision", "compiled"), [("bf16", False), ("tf32", False), ("bf16", True)])
+def test_a_graph_trains_what_its_kernels_train(precision, compiled):
     config = load_config(None, [AUGMENTED, *NARROW, *TRAIN, f"train.precision={precision}"])
     torch.manual_seed(0)
     x, y = torch.randint(256, (64, 3, 32, 32)).to(torch.uint8).cuda(), torch.randint(100, (64,)).cuda()
     with fast(x.device, precision):
         plain = losses_of(config, lambda made: eager(made, made.weights), x, y, 8)
-        graph = losses_of(config, lambda made: Graphed(made, Recorder(x.device)), x, y, 8)
+        graph = losses_of(config, lambda made: Graphed(made, Recorder(x.device)), x, y, 8, compiled=compiled)
     assert plain.isfinite().all()
     assert torch.allclose(graph[:3], plain[:3], rtol=0.02)
     assert torch.allclose(graph, plain, rtol=0.1)  # sums in another order, and spikes that follow from them
@@ -73,9 +75,10 @@ def test_fused_neurons_fire_as_on_the_cpu(decay, reset):
         assert torch.equal(neuron(layout.cuda()).cpu(), neuron(layout))
 
 
-@pytest.mark.parametrize("graph", ["true", "false"])
-def test_a_run_in_pieces_learns(tmp_path, graph):
-    settings = ["train.precision=bf16", f"train.cuda_graph={graph}", "train.ema=0.9", "train.curriculum={2: 0.5}"]
+@pytest.mark.parametrize(("graph", "compiled"), [("true", "false"), ("false", "false"), ("false", "true")])
+def test_a_run_in_pieces_learns(tmp_path, graph, compiled):
+    how = [f"train.cuda_graph={graph}", f"train.compile={compiled}"]
+    settings = ["train.precision=bf16", *how, "train.ema=0.9", "train.curriculum={2: 0.5}"]
     config, run = load_config(None, [*settings, "teacher.epochs=12", "train.epochs=12"]), Run(tmp_path)
     assert not distill(config, run, device="cuda", stop_after=16).finished
     summary = distill(config, run, device="cuda", resume=True)

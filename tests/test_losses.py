@@ -12,9 +12,9 @@ from snnkit.errors import ConfigError
 from snnkit.training import losses
 from snnkit.training.augment import over_labels
 from snnkit.training.encoding import Encoder
-from snnkit.training.models import tapped
 from snnkit.training.neurons import SpikingNeuron
 from snnkit.training.objective import StudentObjective
+from snnkit.training.passes import tapped
 
 DIRECT = Encoder("direct", 2)
 
@@ -210,7 +210,7 @@ def objective(*settings, student=None, teacher=None):
 @pytest.mark.parametrize("features", ["spike", "membrane"])
 def test_features_are_spikes_or_the_currents_into_the_neurons(features):
     made, x = objective("losses.feature=1", f"losses.features={features}", "losses.stages=[1]")
-    (teacher,) = made._teacher
+    (teacher,) = (passes.model for passes in made._teacher)
     _, values = made(x, torch.tensor([0, 1, 2]))
     mine = made.model
     with torch.no_grad(), tapped(teacher) as theirs:
@@ -231,7 +231,7 @@ def test_how_much_each_loss_pulls_at_the_last_stage(features):
     made, x = objective("losses.kl=2", "losses.feature=30", f"losses.features={features}", "losses.stages=[1]")
     labels = torch.tensor([0, 1, 2])
     found = made.gradients(x, labels)
-    mine, (teacher,) = made.model, made._teacher
+    mine, (teacher,) = made.model, (passes.model for passes in made._teacher)
     with torch.no_grad(), tapped(teacher) as theirs:
         target = teacher(x)
         spikes = mine.a_neuron(mine.a(x).expand(2, *[-1] * 4))
@@ -268,7 +268,7 @@ def test_a_loss_without_a_finite_gradient_is_left_out():
 def test_stages_of_different_numbers_are_paired_by_name():
     made, x = objective("losses.feature=1", "losses.stages=[[0, 1]]", student=Student(taps=("b_neuron",)))
     _, values = made(x, torch.tensor([0, 1, 2]))
-    (teacher,) = made._teacher
+    (teacher,) = (passes.model for passes in made._teacher)
     with torch.no_grad(), tapped(teacher) as theirs, tapped(made.model) as mine:
         teacher(x), made.model(x)
         expected = losses.feature_alignment(made.projectors[0](mine[0].mean(0)), theirs[1])

@@ -29,10 +29,11 @@ from snnkit.runs import Run
 from snnkit.training import checkpoint
 from snnkit.training.evaluation import classify
 from snnkit.training.lower import lower
-from snnkit.training.models import STUDENTS, TEACHERS, build_student, build_teacher, initialise, tapped
+from snnkit.training.models import STUDENTS, TEACHERS, build_student, build_teacher, initialise
 from snnkit.training.models.parts import UncentredNorm2d
 from snnkit.training.models.torchvision import replace_head
 from snnkit.training.neurons import SpikingNeuron
+from snnkit.training.passes import tapped
 from snnkit.training.trainer import distill, load_student
 from snnkit_exporters import lava
 from snnkit_targets import onnxruntime, reference

@@ -194,7 +194,9 @@ def fit(
 
 
 def _step(session: Session, objective: Objective) -> Step:
-    """How a step is computed: one graph on a GPU if the configuration says so."""
+    """How a step is computed: compiled, as one graph on a GPU, as the configuration says."""
+    if session.config.train.compile:
+        objective.compile_passes()
     if not (session.config.train.cuda_graph and session.device.type == "cuda"):
         return eager(parallel.wrap(objective, session.device), objective.weights)
     if parallel.size() > 1 or session.data.train.encoding == "rate":

@@ -23,7 +23,8 @@ class SpikingNeuron(nn.Module):
     ``zero``) or v -= v_threshold (``subtract``). ``voltage_decay`` 0 is IF, ``current_decay`` 4096 no filter. With
     ``learned`` the voltage's decay is sigmoid(w), one parameter a layer, that starts there (PLIF: Fang et al., ICCV
     2021) and is on the grid only once the network is lowered. The reset is detached from the gradient. u and v are
-    float32 whatever the input's type is, which the spikes take.
+    float32 whatever the input's type is, which the spikes take. Within ``torch.compile`` the steps are written out, so
+    that they become one kernel with what is around them.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class SpikingNeuron(nn.Module):
         # float32 and in the layout of the input: anything else leaves the fused kernel or makes it copy
         rest = torch.zeros_like(x_seq[0], dtype=torch.float32)
         current = self._filtered(x_seq, rest) if filters(self) else x_seq
+        if torch.compiler.is_compiling():
+            return self._written_out(current, rest).to(x_seq.dtype)
         threshold, v_reset = self.v_threshold, 0.0 if self.reset == "zero" else None
         options = {"surrogate_function": self.surrogate, "detach_reset": True}
         if self.w is not None:
@@ -71,6 +74,18 @@ class SpikingNeuron(nn.Module):
         else:
             spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **options)
         return spikes.to(x_seq.dtype)  # type: ignore[no-any-return]
+
+    def _written_out(self, currents: Tensor, rest: Tensor) -> Tensor:
+        """The spikes of synaptic currents [T, N, ...], operator by operator."""
+        keep = 1 - self.initial_decay / DECAY_ONE if self.w is None else 1 - self.w.sigmoid()
+        v, spikes = rest, []
+        for current in currents.unbind(0):
+            v = v * keep + current
+            spike: Tensor = self.surrogate(v - self.v_threshold)
+            spikes.append(spike)
+            fired = spike.detach()
+            v = v * (1 - fired) if self.reset == "zero" else v - self.v_threshold * fired
+        return torch.stack(spikes)
 
     def _filtered(self, x_seq: Tensor, rest: Tensor) -> Tensor:
         """The synaptic current u, float32 [T, N, ...]."""

@@ -6,7 +6,7 @@ DistributedDataParallel can wrap it.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -17,8 +17,8 @@ from snnkit.errors import ConfigError
 from snnkit.training import losses
 from snnkit.training.augment import Labels, over_labels
 from snnkit.training.encoding import Encoder
-from snnkit.training.models import tapped
 from snnkit.training.neurons import is_neuron, reset_neurons
+from snnkit.training.passes import Passes, tapped
 
 Values = dict[str, Tensor]  # losses by name, before they are weighted
 
@@ -38,6 +38,7 @@ class Objective(nn.Module):
         self.bf16 = bf16
         self.curriculum: dict[int, float] = {}
         self.timesteps = 1
+        self.passes = Passes(model)
 
     def set_timesteps(self, timesteps: int) -> None:
         """What the model's next passes run."""
@@ -47,6 +48,10 @@ class Objective(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """An augmented batch as ``model`` takes it."""
         raise NotImplementedError
+
+    def compile_passes(self) -> None:
+        """The networks' passes are compiled from now on."""
+        self.passes.compile()
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """Without the cache of converted weights, which within another autocast outlives the step that changes them."""
@@ -65,7 +70,7 @@ class TeacherObjective(Objective):
 
     def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
         with self.autocast(x):
-            logits = _full(self.model(self.encode(x)))
+            logits = _full(self.passes(self.encode(x)).logits)
         return logits, {
             "cross_entropy": over_labels(partial(losses.cross_entropy, logits[None], smoothing=self.smoothing), labels)
         }
@@ -86,11 +91,12 @@ class StudentObjective(Objective):
         super().__init__(student, {**used, **weights.extra}, bf16=config.train.precision == "bf16")
         self.settings, self.encoder, self.timesteps = weights, encoder, config.student.timesteps
         self.curriculum = _checked_curriculum(student, config)
+        self.passes = Passes(student, inputs=weights.features == "membrane")
         self.extra: dict[str, Callable[..., Tensor]] = {name: resolve(name, {}, "loss") for name in weights.extra}
         self.projectors = nn.ModuleList()
-        self._teacher: tuple[nn.Module, ...] = ()
+        self._teacher: tuple[Passes, ...] = ()
         if teacher is not None and weights.distilled:
-            self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of what is trained
+            self._teacher = (Passes(teacher.eval().requires_grad_(False)),)  # no part of what is trained
             probe = _probe(student, teacher, encoder, sample)
             if weights.feature:
                 self.projectors = _projectors(student, probe, weights)
@@ -100,15 +106,17 @@ class StudentObjective(Objective):
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder.student(x)
 
+    def compile_passes(self) -> None:
+        for passes in (self.passes, *self._teacher):
+            passes.compile()
+
     def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
         s = self.settings
         reset_neurons(self.model)
-        with (
-            self.autocast(x),
-            tapped(self.model) as spikes,
-            tapped(self.model, inputs=True) if s.features == "membrane" else nullcontext(spikes) as aligned,
-        ):
-            logits = _full(self.model(self.encode(x)))
+        with self.autocast(x):
+            seen = self.passes(self.encode(x))
+        logits, spikes = _full(seen.logits), seen.outputs
+        aligned = seen.inputs if s.features == "membrane" else spikes
         average = logits.mean(0, keepdim=True)
         values: Values = {}
         if s.cross_entropy:
@@ -148,7 +156,8 @@ class StudentObjective(Objective):
         if not getattr(self.model, "taps", ()):
             return {}
         self.eval()
-        with torch.enable_grad(), _leaf(self.model, inputs=self.settings.features == "membrane") as leaves:
+        inputs = self.settings.features == "membrane"
+        with torch.enable_grad(), self.passes.plain(), _leaf(self.model, inputs=inputs) as leaves:
             _, values = self(x, labels)
         found = {}
         for name, value in values.items():
@@ -157,13 +166,15 @@ class StudentObjective(Objective):
                 found[name] = 0.0 if slope is None else float(_full(slope).norm())
         return {name: norm for name, norm in found.items() if math.isfinite(norm)}
 
-    def _ask(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    def _ask(self, teacher: Passes, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The teacher's logits, features and, where a loss needs it, class activation map."""
         if not self.settings.activation_map:
-            with torch.no_grad(), self.autocast(x), tapped(teacher) as features:
-                return _full(teacher(x)), features, None
-        with torch.enable_grad(), self.autocast(x), _leaf(teacher) as leaves, tapped(teacher) as features:
-            logits = _full(teacher(x))
+            with torch.no_grad(), self.autocast(x):
+                seen = teacher(x)
+            return _full(seen.logits), seen.outputs, None
+        with torch.enable_grad(), self.autocast(x), teacher.plain(), _leaf(teacher.model) as leaves:
+            seen = teacher(x)
+        logits, features = _full(seen.logits), seen.outputs
         activation_map = losses.class_activation_map(leaves[0], logits)
         return logits.detach(), [feature.detach() for feature in features], _full(activation_map)
 

@@ -5,11 +5,9 @@ the submodules whose outputs the feature loss aligns, stage by stage: [N, C, H, 
 [T, N, C, H, W] in a student. Every student has an artificial twin of the same name among the teachers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from snnkit.config import StudentConfig, TeacherConfig, resolve
@@ -22,7 +20,7 @@ from snnkit.training.models.vgg import vgg9, vgg11, vgg16
 from snnkit.training.models.wide_resnet import wide_resnet28_8
 from snnkit.training.neurons import filters, is_neuron
 
-__all__ = ["STUDENTS", "TEACHERS", "build_student", "build_teacher", "initialise", "tapped"]
+__all__ = ["STUDENTS", "TEACHERS", "build_student", "build_teacher", "initialise"]
 
 Topology: TypeAlias = Callable[[Kind, Shape, int, Size], nn.Module]
 Teacher: TypeAlias = Callable[[Shape, int, TeacherConfig], nn.Module]
@@ -117,29 +115,3 @@ def initialise(student: nn.Module, state: Mapping[str, Tensor]) -> None:
             "use the same model, channels and width for both, or leave out student.init_from",
         )
     student.load_state_dict({**own, **state})
-
-
-@contextmanager
-def tapped(model: nn.Module, *, inputs: bool = False) -> Iterator[list[Tensor]]:
-    """Collects the outputs of the submodules that ``model.taps`` names, in order, during a forward pass.
-
-    Or their ``inputs``: of a neuron the current that enters it.
-    """
-    names = [str(name) for name in getattr(model, "taps", ())]
-    outputs: list[Tensor] = [torch.empty(0)] * len(names)
-    handles = []
-    for index, name in enumerate(names):
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            raise ConfigError(f"the model taps '{name}', which it does not have", "correct its 'taps'") from None
-
-        def keep(_module: nn.Module, entering: tuple[Tensor, ...], output: Tensor, index: int = index) -> None:
-            outputs[index] = entering[0] if inputs else output
-
-        handles.append(module.register_forward_hook(keep))
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
