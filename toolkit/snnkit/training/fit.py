@@ -28,7 +28,7 @@ from snnkit.training.evaluation import evaluate
 from snnkit.training.objective import Objective, StudentObjective
 from snnkit.training.progress import Progress
 from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_at
-from snnkit.training.steps import Graphed, Recorder, Step, eager
+from snnkit.training.steps import Graphed, Recorder, Step, eager, named
 
 PHASES = ("teacher", "student")
 
@@ -194,9 +194,15 @@ def fit(
 
 
 def _step(session: Session, objective: Objective) -> Step:
-    """How a step is computed: compiled, as one graph on a GPU, as the configuration says."""
-    if session.config.train.compile:
-        objective.compile_passes()
+    """How a step is computed: compiled, as the configuration says."""
+    if not session.config.train.compile:
+        return _launched(session, objective)
+    objective.compile_passes()
+    return named(_launched(session, objective))
+
+
+def _launched(session: Session, objective: Objective) -> Step:
+    """Kernel by kernel, or on a GPU as one graph."""
     if not (session.config.train.cuda_graph and session.device.type == "cuda"):
         return eager(parallel.wrap(objective, session.device), objective.weights)
     if parallel.size() > 1 or session.data.train.encoding == "rate":

@@ -49,9 +49,12 @@ class Passes:
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """Operator by operator within, so that other hooks are seen."""
-        with nullcontext() if self._compiled is None else torch.compiler.set_stance("force_eager"):
+        """Operator by operator within: the taps see what hooks that were set before make of the outputs."""
+        compiled, self._compiled = self._compiled, None
+        try:
             yield
+        finally:
+            self._compiled = compiled
 
 
 @contextmanager

@@ -39,6 +39,23 @@ def eager(trained: nn.Module, weights: Mapping[str, float]) -> Step:
     return step
 
 
+def named(step: Step) -> Step:
+    """The same step, of which the compiler's failure is named."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    def run(x: Tensor, labels: Labels) -> Outcome:
+        try:
+            return step(x, labels)
+        except TorchDynamoException as error:
+            reason = str(error).split("\n")[0]
+            raise ConfigError(
+                f"the networks cannot be compiled: {reason}",
+                "compiling needs a C++ compiler; set train.compile to false without one",
+            ) from None
+
+    return run
+
+
 class Recorder:
     """Where work runs that is captured later, and how it is captured."""
 
