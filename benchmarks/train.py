@@ -1,6 +1,6 @@
 """Training speed on ResNet-18, T=4, CIFAR's shapes: SpikingJelly's neurons in a loop over time, and snnkit's path.
 
-python benchmarks/train.py [--quick] [--json] [--device cpu|cuda] [--batch N] [--steps N]
+python benchmarks/train.py [--quick] [--json] [--device cpu|cuda] [--batch N] [--steps N] [--compile]
 
 A step is forward, backward and optimiser. Both are measured in turns in one run and printed as a ratio, and as a share
 of the rate at which the same machine multiplies large matrices at that precision. Exits 1 below the floor.
@@ -128,7 +128,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b, repeat, device) for _ in range(6))
 
 
-def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
+def measure(device: str, batch: int, steps: int, rounds: int, *, compiling: bool) -> dict[str, Any]:
     """Images a second of each contender on ``device``, the best round, and their ratio."""
     gpu = device == "cuda"
     contenders = {
@@ -136,11 +136,8 @@ def measure(device: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
         "snnkit, bf16, channels_last": Contender(ours(bf16=True), device, batch, torch.channels_last),
     }
     if gpu:
-        for name, compiled, graph in (
-            ("CUDA graph", False, True),
-            ("compiled", True, False),
-            ("compiled, CUDA graph", True, True),
-        ):
+        ways = [("CUDA graph", False, True), ("compiled", True, False), ("compiled, CUDA graph", True, True)]
+        for name, compiled, graph in ways if compiling else ways[:1]:
             made = ours(bf16=True, compiled=compiled)
             contenders[f"snnkit, bf16, {name}"] = Contender(made, device, batch, torch.channels_last, graph=graph)
     else:  # where bf16 pays depends on the processor
@@ -176,6 +173,7 @@ def main() -> int:
     parser.add_argument("--device", choices=list(FLOORS))
     parser.add_argument("--batch", type=int, help="default 8 on a CPU, 256 on a GPU")
     parser.add_argument("--steps", type=int, help="a round; default 1 on a CPU, 20 on a GPU")
+    parser.add_argument("--compile", action="store_true", help="on a GPU compiled steps, too: a minute more")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
@@ -184,7 +182,8 @@ def main() -> int:
     for device in devices:
         gpu = device == "cuda"
         batch, steps = arguments.batch or (256 if gpu else 8), arguments.steps or (20 if gpu else 1)
-        result = measure(device, batch, 1 if arguments.quick else steps, 1 if arguments.quick else 2)
+        steps, rounds = (1, 1) if arguments.quick else (steps, 2)
+        result = measure(device, batch, steps, rounds, compiling=arguments.compile)
         results.append(result)
         if not arguments.json:
             products = ", ".join(f"{rate:.3f} TFLOP/s {name}" for name, rate in result["matmul_tflops"].items())

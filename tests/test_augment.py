@@ -118,7 +118,7 @@ def test_the_policy_is_drawn_with_its_probabilities(monkeypatch: pytest.MonkeyPa
         lambda x, chosen: [counts.update({k: counts[k] + len(v[0])}) for k, v in chosen.items()] and x,
     )
     samples = 20000
-    autoaugment.autoaugment(torch.zeros(samples, 3, 4, 4, dtype=torch.uint8), seeded())
+    autoaugment.autoaugment(torch.zeros(samples, 3, 4, 4, dtype=torch.uint8), autoaugment.draw(samples, seeded()))
     for name in OPERATIONS:
         expected = (
             samples / 25 * sum(p for pair in autoaugment.CIFAR10 for operation, p, _ in pair if operation == name)
@@ -128,31 +128,31 @@ def test_the_policy_is_drawn_with_its_probabilities(monkeypatch: pytest.MonkeyPa
 
 def test_autoaugment_takes_floats_and_refuses_what_it_cannot_take(pictures: torch.Tensor) -> None:
     floats = pictures.float() / 255
-    assert torch.equal(autoaugment.autoaugment(floats, seeded(3)), autoaugment.autoaugment(pictures, seeded(3)))
+    drawn = autoaugment.draw(6, seeded(3))
+    assert torch.equal(autoaugment.autoaugment(floats, drawn), autoaugment.autoaugment(pictures, drawn))
     with pytest.raises(ConfigError, match="1 or 3 channels, not 2"):
-        autoaugment.autoaugment(pictures[:, :2], seeded())
+        autoaugment.autoaugment(pictures[:, :2], drawn)
 
 
 def test_a_crop_is_torchvisions_crop_after_padding() -> None:
     x = torch.rand(300, 2, 5, 6, generator=seeded())
-    found = augment.shift(x, 2, seeded(1))
+    found = augment.shift(x, 2, augment.draw_moves(300, 2, seeded(1)))
     dy, dx = torch.randint(0, 5, (2, 300, 1, 1), generator=seeded(1)).flatten(1).tolist()
     for image, moved, top, left in zip(x, found, dy, dx, strict=True):
         assert torch.equal(moved, tv.crop(tv.pad(image, [2]), top, left, 5, 6))
     assert len({*zip(dy, dx, strict=True)}) == 25
-    assert augment.shift(x, 0, seeded()) is x
 
 
 def test_half_of_the_images_are_flipped(pictures: torch.Tensor) -> None:
     x = pictures[:1].repeat(1000, 1, 1, 1)
-    found = augment.flip(x, seeded())
+    found = augment.flip(x, augment.draw_flips(1000, seeded()))
     flipped = (found == tv.horizontal_flip(x)).all((1, 2, 3))
     assert torch.equal(found[~flipped], x[~flipped])
     assert 430 < int(flipped.sum()) < 570
 
 
 def test_cutout_is_a_square_cut_off_at_the_border() -> None:
-    found = augment.cutout(torch.ones(4000, 2, 12, 10), 4, seeded())
+    found = augment.cutout(torch.ones(4000, 2, 12, 10), 4, augment.draw_centres(4000, (12, 10), seeded()))
     assert torch.equal(found[:, 0], found[:, 1])
     holes = found[:, 0] == 0
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
@@ -167,7 +167,7 @@ def test_mixup_blends_images_and_labels() -> None:
     x, y = torch.rand(50, 1, 4, 4, generator=seeded()), torch.arange(50)
     weights = []
     for seed in range(200):
-        mixed, (first, other, weight) = augment.mixup(x, y, 0.4, seeded(seed))
+        mixed, (first, other, weight) = augment.draw_mixup(50, 0.4, seeded(seed))(x, y)
         assert torch.allclose(mixed, weight * x + (1 - weight) * x[other])
         assert torch.equal(first, y)
         assert torch.equal(other.sort()[0], y)
@@ -181,7 +181,7 @@ def test_cutmix_weighs_labels_by_area() -> None:
     x, y = torch.arange(40.0)[:, None, None, None].expand(40, 2, 9, 7), torch.arange(40)
     weights = []
     for seed in range(300):
-        mixed, (first, other, weight) = augment.cutmix(x, y, 1.0, seeded(seed))
+        mixed, (first, other, weight) = augment.draw_cutmix(40, (9, 7), 1.0, seeded(seed))(x, y)
         kept = mixed == x
         assert torch.equal(mixed[~kept], x[other][~kept])
         moved = other != y
@@ -194,8 +194,7 @@ def test_cutmix_weighs_labels_by_area() -> None:
 
 def test_one_function_does_it_all(pictures: torch.Tensor) -> None:
     y = torch.arange(6)
-    config = AugmentConfig(crop=4, flip=True, autoaugment="cifar10", cutout=16, mixup=0.2, cutmix=1.0, p=0.5)
-    first, again = Augmentation(config, seeded(2)), Augmentation(config, seeded(2))
+    first, again = Augmentation(ALL, seeded(2)), Augmentation(ALL, seeded(2))
     kinds = set()
     for _ in range(20):
         x, labels = first(pictures, y)
@@ -211,10 +210,32 @@ def test_one_function_does_it_all(pictures: torch.Tensor) -> None:
     assert labels is y
 
 
+ALL = AugmentConfig(crop=4, flip=True, autoaugment="cifar10", cutout=16, mixup=0.2, cutmix=1.0, p=0.5)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_batches_together_are_batches_one_by_one(events: bool) -> None:
+    config, x = ALL, torch.randint(0, 256, (120, 3, 16, 12), generator=seeded(), dtype=torch.uint8)
+    if events:
+        config = AugmentConfig(crop=2, flip=True, cutout=5, cutmix=1.0, p=0.5)
+        x = torch.randint(0, 2, (120, 4, 2, 8, 8), generator=seeded(), dtype=torch.uint8)
+    y = torch.arange(120)
+    together, alone = Augmentation(config, seeded(1)), Augmentation(config, seeded(1))
+    mixed = 0
+    for found, images, labels in zip(together.batches(x, y, 12), x.chunk(12), y.chunk(12), strict=True):
+        expected = alone(images, labels)
+        assert torch.equal(found[0], expected[0])
+        assert type(found[1]) is type(expected[1])
+        pairs = zip(found[1], expected[1], strict=True) if isinstance(found[1], tuple) else [(found[1], expected[1])]
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+        mixed += isinstance(found[1], tuple)
+    assert 0 < mixed < 12
+
+
 def test_digits_are_moved_as_before(pictures: torch.Tensor) -> None:
     floats = torch.rand(64, 1, 8, 8, generator=seeded())
     x, _ = Augmentation(AugmentConfig(), seeded(5))(floats, torch.zeros(64))
-    assert torch.equal(x, augment.shift(floats, 1, seeded(5)))
+    assert torch.equal(x, augment.shift(floats, 1, augment.draw_moves(64, 1, seeded(5))))
 
 
 def test_events_keep_their_frames_together() -> None:

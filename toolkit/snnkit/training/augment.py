@@ -1,7 +1,7 @@
 """Augmentation of training batches on their device, drawn from the run's own generator: a resumed run repeats it."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -10,15 +10,26 @@ from torch.nn import functional as F
 
 from snnkit.config import AugmentConfig
 from snnkit.errors import ConfigError
-from snnkit.training.autoaugment import autoaugment
+from snnkit.training import autoaugment
 from snnkit.training.devices import sent
 from snnkit.training.encoding import as_floats
 
 Labels: TypeAlias = Tensor | tuple[Tensor, Tensor, float | Tensor]  # [N]; or labels, other labels, weight of the first
+Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Labels]]
+
+
+class Drawn(NamedTuple):
+    """What chance decides for a batch, on the CPU; None for what the configuration leaves out."""
+
+    moves: Tensor | None
+    flipped: Tensor | None
+    operations: autoaugment.Drawn | None
+    centres: Tensor | None
+    mix: Mix | None
 
 
 class Augmentation:
-    """Everything that ``config`` asks for, on a batch as it is stored, with ``generator`` (on the CPU) for chance.
+    """Everything that ``config`` asks for, on batches as they are stored, with ``generator`` (on the CPU) for chance.
 
     Order: crop, flip, AutoAugment, cutout, then mixup or CutMix. Raises :class:`ConfigError` for what the data
     cannot take.
@@ -38,32 +49,56 @@ class Augmentation:
         Returns float images in 0..1 or event frames [T, N, C, H, W], and the labels: as they are, or where images
         were mixed (labels, the other images' labels, weight of the first).
         """
-        config, generator = self.config, self.generator
+        (batch,) = self.batches(x, y, 1)
+        return batch
+
+    def batches(self, x: Tensor, y: Tensor, count: int) -> list[tuple[Tensor, Labels]]:
+        """What ``count`` calls give for equal batches that lie one after the other in ``x`` and ``y``.
+
+        Many images cost a GPU little more than few: the time goes into launching the kernels.
+        """
+        config = self.config
         events = x.dim() == 5
-        steps = x.shape[1]
+        steps, size = x.shape[1], (x.shape[-2], x.shape[-1])
+        drawn = [self._drawn(len(x) // count, size, events=events) for _ in range(count)]
+        moves, flipped, operations, centres, mixes = zip(*drawn, strict=True)
         if events:  # time into the channels: every frame of a recording is moved alike
             x = x.flatten(1, 2)
-        x = shift(x, config.crop, generator)
+        if config.crop:
+            x = shift(x, config.crop, torch.cat(moves, 1))
         if config.flip:
-            x = flip(x, generator)
+            x = flip(x, torch.cat(flipped))
         if config.autoaugment:
-            if events:
-                raise ConfigError("AutoAugment is for images, not for events", "leave out data.augment.autoaugment")
-            x = autoaugment(x, generator)
+            parts = (torch.cat(part, -1) for part in zip(*operations, strict=True))
+            x = autoaugment.autoaugment(x, autoaugment.Drawn(*parts))
         x = as_floats(x) if not events else x.float()
         if config.cutout:
-            x = cutout(x, config.cutout, generator)
-        labels: Labels = y
+            x = cutout(x, config.cutout, torch.cat(centres, 1))
+        found: list[tuple[Tensor, Labels]] = []
+        for images, labels, mix in zip(x.chunk(count), y.chunk(count) if count > 1 else (y,), mixes, strict=True):
+            mixed: tuple[Tensor, Labels] = (images, labels) if mix is None else mix(images, labels)
+            if events:
+                mixed = mixed[0].unflatten(1, (steps, -1)).transpose(0, 1), mixed[1]  # type: ignore[no-untyped-call]
+            found.append(mixed)
+        return found
+
+    def _drawn(self, samples: int, size: tuple[int, int], *, events: bool) -> Drawn:
+        config, generator = self.config, self.generator
+        if events and config.autoaugment:
+            raise ConfigError("AutoAugment is for images, not for events", "leave out data.augment.autoaugment")
+        moves = draw_moves(samples, config.crop, generator) if config.crop else None
+        flipped = draw_flips(samples, generator) if config.flip else None
+        operations = autoaugment.draw(samples, generator) if config.autoaugment else None
+        centres = draw_centres(samples, size, generator) if config.cutout else None
+        mix: Mix | None = None
         if (config.mixup or config.cutmix) and _draw(generator) < config.p:
             if config.mixup and (not config.cutmix or _draw(generator) < 0.5):
                 if events:
                     raise ConfigError("mixup makes events of half a spike", "use data.augment.cutmix")
-                x, labels = mixup(x, y, config.mixup, generator)
+                mix = draw_mixup(samples, config.mixup, generator)
             else:
-                x, labels = cutmix(x, y, config.cutmix, generator)
-        if events:
-            x = x.unflatten(1, (steps, -1)).transpose(0, 1)  # type: ignore[no-untyped-call]
-        return x, labels
+                mix = draw_cutmix(samples, size, config.cutmix, generator)
+        return Drawn(moves, flipped, operations, centres, mix)
 
 
 def over_labels(loss: Callable[[Tensor], Tensor], labels: Labels) -> Tensor:
@@ -74,15 +109,18 @@ def over_labels(loss: Callable[[Tensor], Tensor], labels: Labels) -> Tensor:
     return weight * loss(first) + (1 - weight) * loss(other)
 
 
-def shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+def draw_moves(samples: int, pixels: int, generator: torch.Generator) -> Tensor:
+    """Rows and columns, 0..2 ``pixels``, where a crop of each image begins: [2, N]."""
+    return torch.randint(0, 2 * pixels + 1, (2, samples), generator=generator)
+
+
+def shift(x: Tensor, pixels: int, moves: Tensor) -> Tensor:
     """Moves each image of [N, C, H, W] by -``pixels``..``pixels`` rows and columns of its own; zeros move in.
 
-    The same as a random crop after ``pixels`` of zero padding.
+    The same as a crop at ``moves`` after ``pixels`` of zero padding.
     """
-    if not pixels:
-        return x
     samples, _, height, width = x.shape
-    dy, dx = sent(torch.randint(0, 2 * pixels + 1, (2, samples, 1, 1), generator=generator), x.device)
+    dy, dx = sent(moves[..., None, None], x.device)
     rows = dy + torch.arange(height, device=x.device)[:, None]
     columns = dx + torch.arange(width, device=x.device)
     padded = F.pad(x, (pixels,) * 4)
@@ -90,49 +128,65 @@ def shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     return padded[sample, :, rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
-def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Exchanges left and right of each image [N, C, H, W] with probability 1/2."""
-    chosen = sent(torch.rand(len(x), 1, 1, 1, generator=generator), x.device) < 0.5
-    return torch.where(chosen, x.flip(-1), x)
+def draw_flips(samples: int, generator: torch.Generator) -> Tensor:
+    """True for half of the images, [N]."""
+    return torch.rand(samples, generator=generator) < 0.5
 
 
-def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Zeros in a square of ``size`` pixels around a random pixel of each image, cut off at the border.
+def flip(x: Tensor, flipped: Tensor) -> Tensor:
+    """Exchanges left and right of those images [N, C, H, W]."""
+    return torch.where(sent(flipped, x.device)[:, None, None, None], x.flip(-1), x)
+
+
+def draw_centres(samples: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A pixel of each image of ``size`` (H, W): [2, N]."""
+    return torch.stack([torch.randint(0, edge, (samples,), generator=generator) for edge in size])
+
+
+def cutout(x: Tensor, size: int, centres: Tensor) -> Tensor:
+    """Zeros in a square of ``size`` pixels around the centre in each image, cut off at the border.
 
     After DeVries and Taylor, 2017 (arXiv:1708.04552).
     """
-    y, x_centre = (torch.randint(0, edge, (len(x),), generator=generator) for edge in x.shape[-2:])
-    top, left = y - size // 2, x_centre - size // 2
+    top, left = centres - size // 2
     return x * ~_boxes(x, top, top + size, left, left + size)
 
 
-def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Labels]:
+def draw_mixup(samples: int, alpha: float, generator: torch.Generator) -> Mix:
     """Each image blended with another of the batch; the weight is Beta(alpha, alpha), one a batch.
 
     After Zhang et al. 2018 (arXiv:1710.09412).
     """
-    weight = _beta(alpha, generator)
-    other = sent(torch.randperm(len(x), generator=generator), x.device)
-    return weight * x + (1 - weight) * x[other], (y, y[other], weight)
+    weight, order = _beta(alpha, generator), torch.randperm(samples, generator=generator)
+
+    def mixup(x: Tensor, y: Tensor) -> tuple[Tensor, Labels]:
+        other = sent(order, x.device)
+        return weight * x + (1 - weight) * x[other], (y, y[other], weight)
+
+    return mixup
 
 
-def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Labels]:
+def draw_cutmix(samples: int, size: tuple[int, int], alpha: float, generator: torch.Generator) -> Mix:
     """A rectangle of each image replaced by another image's, at the same place in the whole batch.
 
     Its share of the area is 1 - Beta(alpha, alpha) where it is not cut off at the border; the weight is what is left.
     After Yun et al. 2019 (arXiv:1905.04899).
     """
-    weight = _beta(alpha, generator)
-    other = sent(torch.randperm(len(x), generator=generator), x.device)
-    height, width = x.shape[-2:]
-    rows, columns = (round(edge * (1 - weight) ** 0.5) for edge in (height, width))
+    weight, order = _beta(alpha, generator), torch.randperm(samples, generator=generator)
+    height, width = size
+    rows, columns = (round(edge * (1 - weight) ** 0.5) for edge in size)
     top = int(torch.randint(0, height, (), generator=generator)) - rows // 2
     left = int(torch.randint(0, width, (), generator=generator)) - columns // 2
     area = slice(max(top, 0), min(top + rows, height)), slice(max(left, 0), min(left + columns, width))
-    mixed = x.clone()
-    mixed[..., area[0], area[1]] = x[other][..., area[0], area[1]]
     covered = (area[0].stop - area[0].start) * (area[1].stop - area[1].start)
-    return mixed, (y, y[other], 1 - covered / (height * width))
+
+    def cutmix(x: Tensor, y: Tensor) -> tuple[Tensor, Labels]:
+        other = sent(order, x.device)
+        mixed = x.clone()
+        mixed[..., area[0], area[1]] = x[other][..., area[0], area[1]]
+        return mixed, (y, y[other], 1 - covered / (height * width))
+
+    return cutmix
 
 
 def _boxes(x: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -6,13 +6,17 @@ torchvision's of the same name; pixels that move in are black, as there.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from snnkit.errors import ConfigError
+from snnkit.network.ir import Array
 from snnkit.training.devices import sent
 
 CIFAR10 = (  # (operation, probability, magnitude 0..9), twice; torchvision lists the same
@@ -67,7 +71,22 @@ def magnitude(operation: str, level: int, sign: float, size: tuple[int, int]) ->
             return 0.0
 
 
-def autoaugment(x: Tensor, generator: torch.Generator) -> Tensor:
+class Drawn(NamedTuple):
+    """What chance decides for N images: the pair of operations [N]; of each stage [2, N] whether, and the sign."""
+
+    policy: Tensor
+    chance: Tensor
+    positive: Tensor
+
+
+def draw(samples: int, generator: torch.Generator) -> Drawn:
+    """For so many images."""
+    policy = torch.randint(len(CIFAR10), (samples,), generator=generator)
+    chance = torch.rand(2, samples, generator=generator)
+    return Drawn(policy, chance, torch.rand(2, samples, generator=generator) < 0.5)
+
+
+def autoaugment(x: Tensor, drawn: Drawn) -> Tensor:
     """Applies the policy to images [N, 1 or 3, H, W], uint8 or float 0..1 (rounded to 8 bits first); uint8 again."""
     if x.shape[1] not in (1, 3):
         raise ConfigError(
@@ -75,29 +94,36 @@ def autoaugment(x: Tensor, generator: torch.Generator) -> Tensor:
         )
     if x.is_floating_point():
         x = (x * 255).round().to(torch.uint8)
-    policy = torch.randint(len(CIFAR10), (len(x),), generator=generator).tolist()
-    chance = torch.rand(2, len(x), generator=generator).tolist()
-    positive = (torch.rand(2, len(x), generator=generator) < 0.5).tolist()
+    policy, chance, positive = (tensor.numpy() for tensor in drawn)
     for stage in (0, 1):
-        chosen: dict[str, tuple[list[int], list[float]]] = {}
-        for sample, index in enumerate(policy):
-            operation, probability, level = CIFAR10[index][stage]
-            if chance[stage][sample] < probability:
-                samples, magnitudes = chosen.setdefault(operation, ([], []))
-                samples.append(sample)
-                sign = 1.0 if positive[stage][sample] else -1.0
-                magnitudes.append(magnitude(operation, level, sign, (x.shape[2], x.shape[3])))
+        operations, probabilities, magnitudes = _policies(stage, (x.shape[2], x.shape[3]))
+        happens, values = chance[stage] < probabilities[policy], magnitudes[policy, positive[stage].astype(int)]
+        chosen = {}
+        for name in np.unique(operations[policy[happens]]):
+            samples = (happens & (operations[policy] == name)).nonzero()[0]
+            chosen[str(name)] = (samples, values[samples])
         x = apply(x, chosen)
     return x
 
 
-def apply(x: Tensor, chosen: dict[str, tuple[list[int], list[float]]]) -> Tensor:
+@cache
+def _policies(stage: int, size: tuple[int, int]) -> tuple[Array, Array, Array]:
+    """Of all 25 pairs the operation, its probability and its arguments [25, 2], the second with a positive sign."""
+    operations, probabilities, levels = zip(*(pair[stage] for pair in CIFAR10), strict=True)
+    arguments = [
+        [magnitude(name, level, sign, size) for sign in (-1.0, 1.0)]
+        for name, level in zip(operations, levels, strict=True)
+    ]
+    return np.array(operations), np.array(probabilities), np.array(arguments)
+
+
+def apply(x: Tensor, chosen: Mapping[str, tuple[Sequence[int] | Array, Sequence[float] | Array]]) -> Tensor:
     """Operations on the images they were ``chosen`` for: name -> (samples, magnitudes); an image has one at most."""
     table = torch.arange(256, dtype=torch.uint8, device=x.device).repeat(*x.shape[:2], 1)
     maps = torch.eye(2, 3).repeat(len(x), 1, 1)  # on the CPU, in pixels from the centre
     result = x.clone()
     for operation, (samples, magnitudes) in chosen.items():
-        index = sent(torch.tensor(samples), x.device)
+        index = sent(torch.as_tensor(samples), x.device)
         # a blend takes value and 1 - value; the difference is taken in full precision, as torchvision does
         pairs = torch.tensor([(value, 1 - value) for value in magnitudes], dtype=torch.float32)
         arguments = sent(pairs, x.device)
@@ -106,7 +132,8 @@ def apply(x: Tensor, chosen: dict[str, tuple[list[int], list[float]]]) -> Tensor
         elif operation in FILTERS:
             result[index] = FILTERS[operation](x[index], *arguments.T[..., None, None, None])
         else:
-            maps[samples] = torch.stack([affine_map(operation, value, x.shape[2:]) for value in magnitudes])
+            different, which = np.unique(magnitudes, return_inverse=True)
+            maps[samples] = torch.stack([affine_map(operation, value, x.shape[2:]) for value in different])[which]
     if chosen.keys() & TABLES.keys():
         result = table.gather(2, result.flatten(2).long()).view_as(x)  # the identity for all others
     if chosen.keys() - TABLES.keys() - FILTERS.keys():

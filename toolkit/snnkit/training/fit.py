@@ -20,7 +20,7 @@ from snnkit.errors import ConfigError, RunFolderError
 from snnkit.runs import Run
 from snnkit.training import checkpoint as checkpoints
 from snnkit.training import parallel
-from snnkit.training.augment import Augmentation
+from snnkit.training.augment import Augmentation, Labels
 from snnkit.training.checkpoint import Checkpoint, Storage
 from snnkit.training.data import Dataset
 from snnkit.training.ema import BATCHES, MovingAverage
@@ -31,6 +31,7 @@ from snnkit.training.schedule import build_optimizer, learning_rate, timesteps_a
 from snnkit.training.steps import Graphed, Recorder, Step, eager, named
 
 PHASES = ("teacher", "student")
+TOGETHER = 8  # batches that a GPU augments at once, because launching so many small kernels takes as long as a step
 
 
 class Session:
@@ -115,14 +116,11 @@ def fit(
             batches = _order(session, phase, epoch, steps)
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
             trace = torch.zeros(steps, dtype=torch.float64, device=device)  # every step's loss, read after the epoch
-            for number, batch in enumerate(batches):
+            for number, (x, labels, expected) in enumerate(_augmented(session, augment, batches)):
                 now = epoch * steps + number
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(now, all_steps, warmup, settings.lr)
                 objective.set_timesteps(timesteps_at(now, all_steps, objective.curriculum, objective.timesteps))
-                batch = parallel.share(batch)
-                expected = session.y[batch]
-                x, labels = augment(session.x[batch], expected)
                 optimizer.zero_grad()
                 outcome = step(session.inputs(x), labels)
                 if settings.grad_clip:
@@ -225,6 +223,20 @@ def _order(session: Session, phase: str, epoch: int, steps: int) -> tuple[Tensor
     generator = torch.Generator().manual_seed(session.seed(phase, epoch))
     order = torch.randperm(len(session.y), generator=generator)[: steps * session.batch_size]
     return order.to(session.device).split(session.batch_size)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _augmented(
+    session: Session, augment: Augmentation, batches: tuple[Tensor, ...]
+) -> Iterator[tuple[Tensor, Labels, Tensor]]:
+    """Of each batch this process's share: the images as they are trained on, the labels to learn, the images' own."""
+    together = TOGETHER if session.device.type == "cuda" else 1
+    for start in range(0, len(batches), together):
+        shares = [parallel.share(batch) for batch in batches[start : start + together]]
+        chosen = torch.cat(shares)
+        expected = session.y[chosen]
+        found = augment.batches(session.x[chosen], expected, len(shares))
+        for (x, labels), own in zip(found, expected.chunk(len(shares)), strict=True):
+            yield x, labels, own
 
 
 def _means(sums: dict[str, Tensor], trace: Tensor, steps: int, batch_size: int) -> dict[str, float]:
