@@ -53,12 +53,7 @@ def losses_of(config, step_of, x, y, steps, *, compiled=False):
     return torch.stack(found).cpu()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_a_graph_trains_what_its_kernels_train(precision):
-    graph_and_kernels(precision, compiled=False)
-
-
-def graph_and_kernels(precision, *, compiled):
+def check_a_graph(precision, *, compiled):
     config = load_config(None, [AUGMENTED, *NARROW, *TRAIN, f"train.precision={precision}"])
     torch.manual_seed(0)
     x, y = torch.randint(256, (64, 3, 32, 32)).to(torch.uint8).cuda(), torch.randint(100, (64,)).cuda()
@@ -68,6 +63,20 @@ def graph_and_kernels(precision, *, compiled):
     assert plain.isfinite().all()
     assert torch.allclose(graph[:3], plain[:3], rtol=0.02)
     assert torch.allclose(graph, plain, rtol=0.1)  # sums in another order, and spikes that follow from them
+
+
+def check_pieces(tmp_path, graph, compiled):
+    how = [f"train.cuda_graph={graph}", f"train.compile={compiled}"]
+    settings = ["train.precision=bf16", *how, "train.ema=0.9", "train.curriculum={2: 0.5}"]
+    config, run = load_config(None, [*settings, "teacher.epochs=12", "train.epochs=12"]), Run(tmp_path)
+    assert not distill(config, run, device="cuda", stop_after=16).finished
+    summary = distill(config, run, device="cuda", resume=True)
+    assert summary.student.percent > 90
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_graph_trains_what_its_kernels_train(precision):
+    check_a_graph(precision, compiled=False)
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
@@ -81,16 +90,7 @@ def test_fused_neurons_fire_as_on_the_cpu(decay, reset):
 
 @pytest.mark.parametrize("graph", ["true", "false"])
 def test_a_run_in_pieces_learns(tmp_path, graph):
-    run_in_pieces(tmp_path, graph, compiled="false")
-
-
-def run_in_pieces(tmp_path, graph, compiled):
-    how = [f"train.cuda_graph={graph}", f"train.compile={compiled}"]
-    settings = ["train.precision=bf16", *how, "train.ema=0.9", "train.curriculum={2: 0.5}"]
-    config, run = load_config(None, [*settings, "teacher.epochs=12", "train.epochs=12"]), Run(tmp_path)
-    assert not distill(config, run, device="cuda", stop_after=16).finished
-    summary = distill(config, run, device="cuda", resume=True)
-    assert summary.student.percent > 90
+    check_pieces(tmp_path, graph, compiled="false")
 
 
 INTEGER = [name for name, net in GOLDEN.items() if verify(net) == "integer"]
@@ -117,5 +117,5 @@ def test_what_is_fine_tuned_is_the_integer_network(name):
 
 def test_compiled_steps_train_what_their_kernels_train(tmp_path):
     """The last test, because compiling takes a minute or two."""
-    graph_and_kernels("bf16", compiled=True)
-    run_in_pieces(tmp_path, "false", compiled="true")
+    check_a_graph("bf16", compiled=True)
+    check_pieces(tmp_path, "false", compiled="true")
