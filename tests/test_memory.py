@@ -19,10 +19,12 @@ from snnkit import pipeline, plugins
 from snnkit.analysis.chips import load_chip
 from snnkit.analysis.counts import Counter, OpCounts, count
 from snnkit.analysis.mapping import map_network
-from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Readout, Trace, save
+from snnkit.errors import DataError
+from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Readout, Trace, save, verify
 from snnkit.network.ir import Array, infer_shapes
 from snnkit.pipeline import Samples, check, energy, evaluate
 from snnkit_targets import reference
+from tests.golden import GOLDEN
 from tests.networks import integer_networks, raw_inputs
 from tests.test_data_files import real
 
@@ -113,6 +115,16 @@ def test_one_target_alone_keeps_no_spikes_of_single_samples(net: Network) -> Non
     assert alone.trace.spikes_per_inference == whole.spikes_per_inference
     assert (alone.trace.overflows, alone.trace.steps) == (whole.overflows, whole.steps)
     assert mapping == map_network(net, load_chip("loihi2"), whole)
+
+
+@pytest.mark.parametrize("targets", [["reference"], ["reference", "onnxruntime"]])
+@pytest.mark.parametrize(
+    ("shape", "fault"), [((0, 1, 6, 6), "holds no samples"), ((1, 6, 6), r"shape \(1, 6, 6\)"), ((), r"shape \(\)")]
+)
+def test_samples_that_are_none_are_refused(targets: list[str], shape: tuple[int, ...], fault: str) -> None:
+    net = next(net for net in GOLDEN.values() if net.input.shape == (1, 6, 6) and verify(net) == "integer")
+    with pytest.raises(DataError, match=fault):
+        evaluate(net, Samples(np.zeros(shape, np.float32), None, "mine"), targets)
 
 
 @given(integer_networks(), st.integers(1, 3), st.lists(st.tuples(*[st.integers(0, 9)] * 4), max_size=4))

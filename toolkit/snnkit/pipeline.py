@@ -23,6 +23,7 @@ from snnkit.analysis.diagnose import State, diagnose
 from snnkit.errors import DataError, NetworkError, RunFolderError, UnavailableError, UnsupportedError, UsageError
 from snnkit.network import Network, Trace, infer_shapes, predictions, verify
 from snnkit.network import load as load_file
+from snnkit.network.inputs import check_inputs
 from snnkit.network.ir import Array
 from snnkit.network.trace_file import Recording, load_trace
 from snnkit.quantization import quantize as quantize
@@ -243,6 +244,9 @@ def evaluate(
     cause of their first divergence is looked for. ``rasters`` keeps them; without it, and without a recording, memory
     does not grow with neurons times samples.
     """
+    check_inputs(net, samples.x)
+    if not sample_count(net, samples):
+        raise DataError(f"'{samples.name}' holds no samples", "give at least one")
     several = len(set(targets)) > 1
     record = "raster" if rasters or several or against is not None else "counts"
     options = plugins.options_of("targets", targets, assignments, record=record)
