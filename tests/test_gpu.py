@@ -53,6 +53,37 @@ def losses_of(config, step_of, x, y, steps, *, compiled=False):
     return torch.stack(found).cpu()
 
 
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("decay", [0, 2048])
+def test_fused_neurons_fire_as_on_the_cpu(decay, reset):
+    neuron = SpikingNeuron(voltage_decay=decay, reset=reset)
+    x = torch.randint(-40, 60, (4, 8, 16, 6, 6)).float() / 64  # exact, so that no rounding counts
+    for layout in (x, x.transpose(2, 4).contiguous().transpose(2, 4), x[:1].expand(4, *x.shape[1:])):
+        assert torch.equal(neuron(layout.cuda()).cpu(), neuron(layout))
+
+
+INTEGER = [name for name, net in GOLDEN.items() if verify(net) == "integer"]
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_integer_networks_give_the_same_spikes(name):
+    net = GOLDEN[name]
+    inputs = raw_inputs(net, samples=6)
+    cpu, gpu = (snnkit.run(net, inputs, "reference", device=device, record="raster") for device in ("cpu", "cuda"))
+    assert (cpu.readouts == gpu.readouts).all()
+    assert all((cpu.rasters[name] == gpu.rasters[name]).all() for name in cpu.rasters)
+
+
+@pytest.mark.parametrize("name", [name for name in INTEGER if not GOLDEN[name].recurrent])
+def test_what_is_fine_tuned_is_the_integer_network(name):
+    net = GOLDEN[name]
+    x = torch.from_numpy(raw_inputs(net, samples=6))
+    here = IntegerNetwork(net).readouts(x)
+    with fast(torch.device("cuda"), "tf32"), torch.autocast("cuda", torch.bfloat16):
+        there = IntegerNetwork(net).cuda().readouts(x.cuda())
+    assert torch.equal(here, there.cpu())
+
+
 def check_a_graph(precision, *, compiled):
     config = load_config(None, [AUGMENTED, *NARROW, *TRAIN, f"train.precision={precision}"])
     torch.manual_seed(0)
@@ -79,40 +110,9 @@ def test_a_graph_trains_what_its_kernels_train(precision):
     check_a_graph(precision, compiled=False)
 
 
-@pytest.mark.parametrize("reset", ["zero", "subtract"])
-@pytest.mark.parametrize("decay", [0, 2048])
-def test_fused_neurons_fire_as_on_the_cpu(decay, reset):
-    neuron = SpikingNeuron(voltage_decay=decay, reset=reset)
-    x = torch.randint(-40, 60, (4, 8, 16, 6, 6)).float() / 64  # exact, so that no rounding counts
-    for layout in (x, x.transpose(2, 4).contiguous().transpose(2, 4), x[:1].expand(4, *x.shape[1:])):
-        assert torch.equal(neuron(layout.cuda()).cpu(), neuron(layout))
-
-
 @pytest.mark.parametrize("graph", ["true", "false"])
 def test_a_run_in_pieces_learns(tmp_path, graph):
     check_pieces(tmp_path, graph, compiled="false")
-
-
-INTEGER = [name for name, net in GOLDEN.items() if verify(net) == "integer"]
-
-
-@pytest.mark.parametrize("name", INTEGER)
-def test_integer_networks_give_the_same_spikes(name):
-    net = GOLDEN[name]
-    inputs = raw_inputs(net, samples=6)
-    cpu, gpu = (snnkit.run(net, inputs, "reference", device=device, record="raster") for device in ("cpu", "cuda"))
-    assert (cpu.readouts == gpu.readouts).all()
-    assert all((cpu.rasters[name] == gpu.rasters[name]).all() for name in cpu.rasters)
-
-
-@pytest.mark.parametrize("name", [name for name in INTEGER if not GOLDEN[name].recurrent])
-def test_what_is_fine_tuned_is_the_integer_network(name):
-    net = GOLDEN[name]
-    x = torch.from_numpy(raw_inputs(net, samples=6))
-    here = IntegerNetwork(net).readouts(x)
-    with fast(torch.device("cuda"), "tf32"), torch.autocast("cuda", torch.bfloat16):
-        there = IntegerNetwork(net).cuda().readouts(x.cuda())
-    assert torch.equal(here, there.cpu())
 
 
 def test_compiled_steps_train_what_their_kernels_train(tmp_path):
