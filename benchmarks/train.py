@@ -143,6 +143,10 @@ def measure(device: str, batch: int, steps: int, rounds: int, *, compiling: bool
     else:  # where bf16 pays depends on the processor
         for name, layout in (("fp32, channels_last", torch.channels_last), ("fp32", torch.contiguous_format)):
             contenders[f"snnkit, {name}"] = Contender(ours(bf16=False), device, batch, layout)
+        if compiling:
+            for name, bf16 in (("bf16", True), ("fp32", False)):
+                made = ours(bf16=bf16, compiled=True)
+                contenders[f"snnkit, {name}, compiled"] = Contender(made, device, batch, torch.channels_last)
     best = dict.fromkeys(contenders, float("inf"))
     for contender in contenders.values():
         seconds(contender.step, 10 if gpu else 1, device)  # warm up
@@ -173,7 +177,7 @@ def main() -> int:
     parser.add_argument("--device", choices=list(FLOORS))
     parser.add_argument("--batch", type=int, help="default 8 on a CPU, 256 on a GPU")
     parser.add_argument("--steps", type=int, help="a round; default 1 on a CPU, 20 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="on a GPU compiled steps, too: a minute more")
+    parser.add_argument("--compile", action="store_true", help="compiled steps, too: minutes more")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
