@@ -123,8 +123,9 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str], net_file: Path, tmp_p
     assert set(second["utilisation"]) == {"neurons", "axons_in", "axons_out", "memory"}
     spikes = mapping["layers"][0]["spikes"]
     assert spikes > 0
-    assert mapping["spikes_between_cores"]["between_cores"] == spikes  # each goes to the readout's only core
-    assert mapping["spikes_between_cores"]["within_tile"] == spikes
+    all_of_them = pytest.approx(spikes, rel=1e-12)  # in which order a processor adds decides on the last bit
+    assert mapping["spikes_between_cores"]["between_cores"] == all_of_them  # each goes to the readout's only core
+    assert mapping["spikes_between_cores"]["within_tile"] == all_of_them
     assert snnkit_command(arguments) == 1
     assert json.loads(capsys.readouterr().out)["chips"]["loihi1"]["spikes_between_cores"] is None
 
