@@ -28,17 +28,17 @@ class Objective(nn.Module):
 
     ``forward(x, labels)`` takes an augmented batch; it returns logits [N, K] and the losses. ``bf16``: forward passes
     under autocast; losses are of full precision. ``curriculum`` maps numbers of timesteps to the share of the steps up
-    to which they hold, then there are ``timesteps``.
+    to which they hold, then there are ``timesteps``. ``inputs``: the passes collect what enters the taps, too.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, float], *, bf16: bool) -> None:
+    def __init__(self, model: nn.Module, weights: Mapping[str, float], *, bf16: bool, inputs: bool = False) -> None:
         super().__init__()
         self.model = model
         self.weights = dict(weights)
         self.bf16 = bf16
         self.curriculum: dict[int, float] = {}
         self.timesteps = 1
-        self.passes = Passes(model)
+        self.passes = Passes(model, inputs=inputs)
 
     def set_timesteps(self, timesteps: int) -> None:
         """What the model's next passes run."""
@@ -88,10 +88,14 @@ class StudentObjective(Objective):
         weights = config.losses
         names = ("cross_entropy", "ensemble", "entropy", "prefix", "kl", "feature", "activation_map")
         used = {name: value for name in names if (value := getattr(weights, name))}
-        super().__init__(student, {**used, **weights.extra}, bf16=config.train.precision == "bf16")
+        super().__init__(
+            student,
+            {**used, **weights.extra},
+            bf16=config.train.precision == "bf16",
+            inputs=weights.features == "membrane",
+        )
         self.settings, self.encoder, self.timesteps = weights, encoder, config.student.timesteps
         self.curriculum = _checked_curriculum(student, config)
-        self.passes = Passes(student, inputs=weights.features == "membrane")
         self.extra: dict[str, Callable[..., Tensor]] = {name: resolve(name, {}, "loss") for name in weights.extra}
         self.projectors = nn.ModuleList()
         self._teacher: tuple[Passes, ...] = ()
