@@ -131,22 +131,26 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 def measure(device: str, batch: int, steps: int, rounds: int, *, compiling: bool) -> dict[str, Any]:
     """Images a second of each contender on ``device``, the best round, and their ratio."""
     gpu = device == "cuda"
-    contenders = {
-        "node loop, fp32": Contender(node_loop(), device, batch, torch.contiguous_format),
-        "snnkit, bf16, channels_last": Contender(ours(bf16=True), device, batch, torch.channels_last),
-    }
+    last, first = torch.channels_last, torch.contiguous_format
+    ways = [("bf16, channels_last", True, last, False, False)]  # name, bf16, layout, compiled, as a graph
     if gpu:
-        ways = [("CUDA graph", False, True), ("compiled", True, False), ("compiled, CUDA graph", True, True)]
-        for name, compiled, graph in ways if compiling else ways[:1]:
-            made = ours(bf16=True, compiled=compiled)
-            contenders[f"snnkit, bf16, {name}"] = Contender(made, device, batch, torch.channels_last, graph=graph)
+        ways += [
+            ("bf16, CUDA graph", True, last, False, True),
+            ("bf16, compiled", True, last, True, False),
+            ("bf16, compiled, CUDA graph", True, last, True, True),
+        ]
     else:  # where bf16 pays depends on the processor
-        for name, layout in (("fp32, channels_last", torch.channels_last), ("fp32", torch.contiguous_format)):
-            contenders[f"snnkit, {name}"] = Contender(ours(bf16=False), device, batch, layout)
-        if compiling:
-            for name, bf16 in (("bf16", True), ("fp32", False)):
-                made = ours(bf16=bf16, compiled=True)
-                contenders[f"snnkit, {name}, compiled"] = Contender(made, device, batch, torch.channels_last)
+        ways += [
+            ("fp32, channels_last", False, last, False, False),
+            ("fp32", False, first, False, False),
+            ("bf16, compiled", True, last, True, False),
+            ("fp32, compiled", False, last, True, False),
+        ]
+    contenders = {"node loop, fp32": Contender(node_loop(), device, batch, first)}
+    for name, bf16, layout, compiled, graph in ways:
+        if compiling or not compiled:
+            made = ours(bf16=bf16, compiled=compiled)
+            contenders[f"snnkit, {name}"] = Contender(made, device, batch, layout, graph=graph)
     best = dict.fromkeys(contenders, float("inf"))
     for contender in contenders.values():
         seconds(contender.step, 10 if gpu else 1, device)  # warm up

@@ -141,6 +141,7 @@ def test_a_crop_is_torchvisions_crop_after_padding() -> None:
     for image, moved, top, left in zip(x, found, dy, dx, strict=True):
         assert torch.equal(moved, tv.crop(tv.pad(image, [2]), top, left, 5, 6))
     assert len({*zip(dy, dx, strict=True)}) == 25
+    assert torch.equal(augment.shift(x, 0, augment.draw_moves(300, 0, seeded())), x)
 
 
 def test_half_of_the_images_are_flipped(pictures: torch.Tensor) -> None:

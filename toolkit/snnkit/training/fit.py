@@ -7,7 +7,7 @@ process. So nothing random has to be kept, and several processes go through the 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,13 +116,14 @@ def fit(
             batches = _order(session, phase, epoch, steps)
             sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
             trace = torch.zeros(steps, dtype=torch.float64, device=device)  # every step's loss, read after the epoch
-            for number, (x, labels, expected) in enumerate(_augmented(session, augment, batches)):
+            shares = [parallel.share(batch) for batch in batches]
+            for number, (x, labels, expected) in enumerate(_augmented(session, augment, shares)):
                 now = epoch * steps + number
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(now, all_steps, warmup, settings.lr)
                 objective.set_timesteps(timesteps_at(now, all_steps, objective.curriculum, objective.timesteps))
                 optimizer.zero_grad()
-                outcome = step(session.inputs(x), labels)
+                outcome = step(x, labels)
                 if settings.grad_clip:
                     nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip)
                 optimizer.step()
@@ -226,17 +227,17 @@ def _order(session: Session, phase: str, epoch: int, steps: int) -> tuple[Tensor
 
 
 def _augmented(
-    session: Session, augment: Augmentation, batches: tuple[Tensor, ...]
+    session: Session, augment: Augmentation, batches: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Labels, Tensor]]:
-    """Of each batch this process's share: the images as they are trained on, the labels to learn, the images' own."""
+    """Of each batch of indices the images as they are trained on, the labels to learn, and the images' own."""
     together = TOGETHER if session.device.type == "cuda" else 1
     for start in range(0, len(batches), together):
-        shares = [parallel.share(batch) for batch in batches[start : start + together]]
-        chosen = torch.cat(shares)
+        group = batches[start : start + together]
+        chosen = torch.cat(list(group))
         expected = session.y[chosen]
-        found = augment.batches(session.x[chosen], expected, len(shares))
-        for (x, labels), own in zip(found, expected.chunk(len(shares)), strict=True):
-            yield x, labels, own
+        found = augment.batches(session.x[chosen], expected, len(group))
+        for (x, labels), own in zip(found, expected.chunk(len(group)), strict=True):
+            yield session.inputs(x), labels, own
 
 
 def _means(sums: dict[str, Tensor], trace: Tensor, steps: int, batch_size: int) -> dict[str, float]:
@@ -255,8 +256,8 @@ def _statistics_batches(session: Session, phase: str, epoch: int, batches: tuple
     """Inputs for the moving average's BN statistics, augmented as in training, the same in all processes."""
     generator = torch.Generator().manual_seed(session.seed(phase, epoch, 0, 2))
     augment = Augmentation(session.config.data.augment, generator)
-    for batch in batches[:BATCHES]:
-        yield session.inputs(augment(session.x[batch], session.y[batch])[0])
+    for x, _, _ in _augmented(session, augment, batches[:BATCHES]):
+        yield x
 
 
 def _last_good(run: Run) -> str:
