@@ -166,13 +166,18 @@ def test_a_float_network_cannot_be_checked(capsys: pytest.CaptureFixture[str], t
 
 
 def untrained(model: str, **student: object) -> Network:
-    """The integer network of an untrained student for CIFAR-100: its weights do not change whether it fits."""
-    from snnkit.config import DistillConfig
+    """The integer network of an untrained student for CIFAR-100, with the first weights of its artificial twin.
+
+    Few of them round to 0, which would take no memory.
+    """
+    from snnkit.config import DistillConfig, TeacherConfig
     from snnkit.training.lower import lower
-    from snnkit.training.models import build_student
+    from snnkit.training.models import build_student, build_teacher, initialise
 
     config = DistillConfig.model_validate({"student": {"model": model, **student}})
     module = build_student((3, 32, 32), 100, config.student)
+    twin = TeacherConfig(model=model, channels=config.student.channels, width=config.student.width)
+    initialise(module, build_teacher((3, 32, 32), 100, twin).state_dict())
     net = lower(module, (3, 32, 32), timesteps=config.student.timesteps)
     return quantize(apply(net, [fold_batchnorm, materialise_shortcuts, fold_pooling]))
 

@@ -49,12 +49,13 @@ def lively(model: str, settings: list[str]) -> nn.Module:
     config = load_config(None, [f"student.model={model}", "student.timesteps=4", *settings])
     student = build_student((1, 8, 8), 10, config.student).train()
     images = torch.tensor(snnkit.load_dataset("digits").train.x[:256])
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # plain means
     with torch.no_grad():
-        for _ in range(10):
-            student(images)
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data *= 2.5
+        student(images)
+    for norm in norms:
+        norm.weight.data *= 2.5
     return student.eval()
 
 

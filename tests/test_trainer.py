@@ -19,6 +19,7 @@ from snnkit.training import checkpoint
 from snnkit.training.data import load_dataset
 from snnkit.training.ema import MovingAverage
 from snnkit.training.evaluation import evaluate
+from snnkit.training.fit import at_chance
 from snnkit.training.lower import lower_run
 from snnkit.training.objective import StudentObjective
 from snnkit.training.progress import Progress
@@ -324,6 +325,13 @@ def test_progress_is_one_line_an_epoch_on_stderr(tmp_path, capsys):
     assert pulls == f"gradients at the student's last stage, of the cross_entropy's: {shares}"
     distill(small(*PLAIN), Run(tmp_path / "b"), stop_after=1, quiet=True)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_stays_at_chance_is_told_what_to_try(tmp_path, capsys):
+    distill(small(*PLAIN, "train.lr=1e-9"), Run(tmp_path), stop_after=2, quiet=False)
+    assert "student is no better than chance after 2 epochs; try another train.lr" in capsys.readouterr().err
+    assert at_chance(10.4, 1000, 10)  # 104 right, by chance 100 with a standard deviation of 9.5
+    assert not at_chance(15.0, 1000, 10)
 
 
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):

@@ -184,6 +184,14 @@ def fit(
             session.progress.epoch(record)
             if epoch == done and record.get("gradients"):
                 session.progress.gradients(record["gradients"])
+            seen, classes = steps * batch_size, len(session.data.classes)
+            if epoch == settings.warmup_epochs + 1 and at_chance(means["train_accuracy"], seen, classes):
+                section = "teacher" if phase == "teacher" else "train"
+                start = "" if phase == "teacher" else ", or student.init_from=teacher"
+                session.progress.note(
+                    f"the {phase} is no better than chance after {epoch + 1} epochs; "
+                    f"try another {section}.lr, {section}.optimizer=adamw{start}"
+                )
             if stop:
                 return None
     finally:
@@ -250,6 +258,12 @@ def _means(sums: dict[str, Tensor], trace: Tensor, steps: int, batch_size: int) 
         **{name: value / scale for name, value in zip(names, values[2:], strict=True)},
         "train_accuracy": 100.0 * values[1] / (steps * batch_size),
     }
+
+
+def at_chance(percent: float, samples: int, classes: int) -> bool:
+    """Whether so many percent of correct answers cannot be told from guessing: five standard deviations."""
+    chance = 1 / classes
+    return percent / 100 < chance + 5 * math.sqrt(chance * (1 - chance) / samples)
 
 
 def _statistics_batches(session: Session, phase: str, epoch: int, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:

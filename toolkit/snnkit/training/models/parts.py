@@ -15,6 +15,8 @@ from snnkit.errors import ConfigError
 from snnkit.network.ir import DECAY_ONE
 from snnkit.training.neurons import SpikingNeuron, decay_on_grid
 
+SPIKING_GAIN = 0.2
+
 Shape: TypeAlias = tuple[int, ...]
 Size: TypeAlias = StudentConfig | TeacherConfig  # the section that holds channels, width and shortcut
 
@@ -44,7 +46,17 @@ class Kind:
             surrogate_alpha=config.surrogate_alpha,
         )
 
-    def norm(self, channels: int) -> nn.Module:
+    @property
+    def gain(self) -> float:
+        """How large the convolutions' first weights are, of He's.
+
+        Normalisations follow, so that it changes no output, but what a step changes: SGD turns a weight w by lr/|w|^2
+        (van Laarhoven, 2017). A layer of spikes passes on less of what tells its inputs apart than one of ReLUs does;
+        behind a dozen of them a network answers by chance until its weights have turned far enough.
+        """
+        return SPIKING_GAIN if self.spiking else 1.0
+
+    def norm(self, channels: int) -> nn.BatchNorm2d:
         """Batch normalisation; without an offset in front of neurons that filter their current.
 
         On a chip biases go past that filter, so that a trained offset could not be kept.
@@ -208,8 +220,10 @@ def strides(stages: int) -> list[int]:
     return [1] + [2] * (stages - 1)
 
 
-def initialise_convolutions(model: nn.Module) -> None:
-    """Kaiming's normal initialisation of what is trained (He et al., ICCV 2015), fan-out."""
+def initialise_convolutions(model: nn.Module, gain: float = 1.0) -> None:
+    """Kaiming's normal initialisation of what is trained (He et al., ICCV 2015), fan-out, times ``gain``."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():
+                module.weight *= gain

@@ -36,6 +36,19 @@ class Block(nn.Module):
             make = subsampling if shortcut == "A" else projection
             self.shortcut = make(kind, before, after, stride)
         self.neuron = kind.neuron()
+        if kind.student:
+            self._pass_on(kind.student.v_threshold)
+
+    def _pass_on(self, threshold: float) -> None:
+        """Lets the block begin by firing where its input does, with few exceptions: depth costs nothing at first.
+
+        The current is a spike or none, and an offset that puts the first 0.4 above the threshold, the second 0.6 below,
+        beside what the convolutions add, of standard deviation 0.3. With values, a last normalisation of weight 0 does
+        this (Goyal et al., 2017).
+        """
+        nn.init.constant_(self.second.norm.weight, 0.3)
+        if self.second.norm.bias is not None:  # filtered currents have none
+            nn.init.constant_(self.second.norm.bias, threshold - 0.6)
 
     def forward(self, x: Tensor) -> Tensor:
         around = x if self.shortcut is None else self.kind.folded(self.shortcut, x)
@@ -80,7 +93,7 @@ def _resnet(
         before = width
     taps = [f"stages.{index + 1}.{count - 1}.neuron" for index, count in enumerate(blocks)]
     net = Classifier(kind, input_shape, stages, before, classes, average=True, taps=taps)
-    initialise_convolutions(net)
+    initialise_convolutions(net, kind.gain)
     return net
 
 

@@ -38,7 +38,7 @@ def _vgg(
             before = width
     taps = [f"stages.{last - 1}.neuron" for last in accumulate(convolutions)]
     net = Classifier(kind, input_shape, stages, before, classes, average=True, taps=taps)
-    initialise_convolutions(net)
+    initialise_convolutions(net, kind.gain)
     return net
 
 
