@@ -41,12 +41,14 @@ def student() -> torch.nn.Module:
     torch.manual_seed(0)
     config = load_config(None, ["student.model=resnet18", f"student.timesteps={TIMESTEPS}"])
     net = build_student((3, 32, 32), CLASSES, config.student).train()
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # plain means
     with torch.no_grad():
         for _ in range(5):
             net(torch.rand(8, 3, 32, 32))
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data *= 2.5
+    for norm in norms:
+        norm.weight.data *= 2.5
     return net.eval()
 
 
