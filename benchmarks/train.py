@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from snnkit.training.objective import Objective, Values
 from snnkit.training.passes import Passes
 from snnkit.training.schedule import build_optimizer
 from snnkit.training.steps import Graphed, Recorder, eager
+from snnkit.training.trainer import fast
 
 TIMESTEPS, CLASSES = 4, 100
 FLOP_PER_IMAGE = 3 * 2 * 0.5555e9 * TIMESTEPS  # forward and backward; the stem counted at every timestep
@@ -81,7 +83,7 @@ class CrossEntropy(Objective):
 
 
 class Contender:
-    """One way to train: ``step`` runs a whole optimiser step on random images."""
+    """One way to train: ``step`` runs a whole optimiser step on random images; ``precision`` as in a run's settings."""
 
     def __init__(
         self,
@@ -90,8 +92,10 @@ class Contender:
         batch: int,
         layout: Any,
         *,
+        precision: str | None = None,
         graph: bool = False,
     ) -> None:
+        self.device, self.precision = torch.device(device), precision
         self.net = made[0].to(device).to(memory_format=layout).train()
         objective = CrossEntropy(self.net, made[1])
         self.backward = (
@@ -106,6 +110,12 @@ class Contender:
         self.optimizer.zero_grad()
         self.backward(self.x, self.y)
         self.optimizer.step()
+
+    def seconds(self, steps: int, warm_up: int = 1) -> float:
+        """A step's time, the mean of ``steps``, under the conditions that ``snnkit distill`` sets up if it is ours."""
+        with fast(self.device, self.precision) if self.precision else nullcontext():
+            seconds(self.step, warm_up, self.device.type)
+            return seconds(self.step, steps, self.device.type)
 
 
 def seconds(work: Callable[[], object], repeat: int, device: str) -> float:
@@ -150,13 +160,14 @@ def measure(device: str, batch: int, steps: int, rounds: int, *, compiling: bool
     for name, bf16, layout, compiled, graph in ways:
         if compiling or not compiled:
             made = ours(bf16=bf16, compiled=compiled)
-            contenders[f"snnkit, {name}"] = Contender(made, device, batch, layout, graph=graph)
+            precision = "bf16" if bf16 else "fp32"
+            contenders[f"snnkit, {name}"] = Contender(made, device, batch, layout, precision=precision, graph=graph)
     best = dict.fromkeys(contenders, float("inf"))
     for contender in contenders.values():
-        seconds(contender.step, 10 if gpu else 1, device)  # warm up
+        contender.seconds(1, warm_up=10 if gpu else 1)
     for _ in range(rounds):  # in turns, so that all see the same machine
         for name, contender in contenders.items():
-            best[name] = min(best[name], seconds(contender.step, steps, device))
+            best[name] = min(best[name], contender.seconds(steps))
     rates = {name: batch / value for name, value in best.items()}
     loop, *others = rates.values()
     peaks = {"bf16": matmul_rate(device, torch.bfloat16), "fp32": matmul_rate(device, torch.float32)}

@@ -94,7 +94,7 @@ def test_a_compiled_objective_is_the_plain_one(features, traced):
 
 def test_taps_of_a_compiled_pass_are_those_of_this_pass(traced):
     student = build_student((3, 16, 16), 10, load_config(None, ["student.channels=[4, 6]"]).student).eval()
-    passes = Passes(student, inputs=True)
+    passes = Passes(student, outputs=True, inputs=True)
     passes.compile()
     with torch.no_grad():
         for x in torch.rand(3, 2, 3, 16, 16):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import neuron, surrogate
 
+from snnkit.training import neuron_steps
 from snnkit.training.neurons import SpikingNeuron, decay_on_grid, is_neuron, reset_neurons
 
 SURROGATES = {
@@ -122,22 +123,21 @@ def test_under_bf16_autocast_the_state_is_float32(options, monkeypatch):
     """Spikes of bf16 currents are those of the same numbers in float32; only their type differs."""
     torch.manual_seed(0)
     own = SpikingNeuron(voltage_decay=2048, v_threshold=0.7, **options)
-    states = []
-    for name in ("lif_multi_step", "plif_multi_step"):
-        function = getattr(functional, name)
+    states, equations = [], neuron_steps._states
 
-        def spy(x_seq, v, *args, function=function, **named):
+    def spy(*arguments):
+        for before, v, fired in equations(*arguments):
             states.append(v.dtype)
-            return function(x_seq, v, *args, **named)
+            yield before, v, fired
 
-        monkeypatch.setattr(functional, name, spy)
+    monkeypatch.setattr(neuron_steps, "_states", spy)
     linear = torch.nn.Linear(8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         current = linear(torch.randn(5, 16, 8))
         assert current.dtype == torch.bfloat16
         current.retain_grad()
         spikes = own(current)
-    assert states == [torch.float32]
+    assert states == [torch.float32] * 5
     assert spikes.dtype == torch.bfloat16
     exact = current.detach().float().requires_grad_()
     assert torch.equal(spikes.float(), own(exact))
@@ -151,9 +151,19 @@ def test_under_bf16_autocast_the_state_is_float32(options, monkeypatch):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_layout_of_the_input_is_kept(layout):
-    x = torch.randn(6, 8, 4, 4).contiguous(memory_format=layout).unflatten(0, (3, 2))
-    spikes = SpikingNeuron(voltage_decay=2048)(x)
-    assert spikes.stride() == x.stride()
+    x = torch.randn(6, 8, 4, 4).contiguous(memory_format=layout).unflatten(0, (3, 2)).requires_grad_()
+    for options in ({}, {"reset": "subtract"}, {"current_decay": 2048}):
+        spikes = SpikingNeuron(voltage_decay=2048, **options)(x)
+        (gradient,) = torch.autograd.grad((spikes * spikes).sum(), x)
+        assert spikes.stride() == gradient.stride() == x.stride()
+
+
+def test_no_state_is_kept_for_the_gradient():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        x = torch.randn(3, 2, 5, dtype=torch.bfloat16, requires_grad=True)
+        SpikingNeuron(voltage_decay=2048)(x)
+    assert [tensor is x for tensor in kept] == [True]
 
 
 def test_it_follows_its_equation_and_fires_at_the_threshold():

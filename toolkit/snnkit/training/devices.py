@@ -1,5 +1,7 @@
 """Where tensors are made, and how they get from the processor to where the training data are."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +14,33 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+# of glibc's mallopt, and the values that it comes to by itself where large blocks are freed
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """What large tensors free stays with the process for the next ones; afterwards the system gets it.
+
+    Otherwise a C library maps and unmaps each of them, and that the system then clears every page takes as long as what
+    small networks compute. With glibc; others are left as they are.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    assert libc is not None
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        for option, value in _USUAL.items():
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ arXiv:1308.3432) and spikes have the surrogate gradient of the student. Time is 
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from snnkit.errors import NetworkError, UnsupportedError
 from snnkit.network import LIF, Affine, Conv2d, Edge, Flatten, Input, Network, Node, Readout, verify
 from snnkit.network.ir import BIAS_MAX, BIAS_MIN, DECAY_ONE, Array, Synapse
 from snnkit.network.ranges import FRACTION_BITS, STATE_LIMIT, SUM_LIMIT, Range, Ranges, largest_value
+from snnkit.training.surrogates import SLOPES
 
 ONE = 2**FRACTION_BITS  # the unit of weights and thresholds, in units of u and v
 
@@ -360,23 +360,6 @@ def _decayed(state: Tensor, keep: float | Tensor) -> Tensor:
 def _truncated(x: Tensor) -> Tensor:
     """Rounded towards zero; to int32 and back is faster than trunc on a CPU."""
     return x.int().to(x.dtype)
-
-
-def _sigmoid(x: Tensor, alpha: float) -> Tensor:
-    s = (x * alpha).sigmoid_()
-    return s.mul_(1 - s).mul_(alpha)
-
-
-def _triangle(x: Tensor, alpha: float) -> Tensor:
-    return (alpha - alpha**2 * x.abs()).clamp_(min=0)
-
-
-def _atan(x: Tensor, alpha: float) -> Tensor:
-    return alpha / 2 / (1 + (x * (math.pi / 2 * alpha)) ** 2)
-
-
-# derivatives of SpikingJelly's surrogates of the same names
-SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {"sigmoid": _sigmoid, "triangle": _triangle, "atan": _atan}
 
 
 def encode(entry: Input, x: Tensor) -> Tensor:

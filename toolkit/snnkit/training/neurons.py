@@ -7,6 +7,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 
 from snnkit.network.ir import DECAY_ONE
+from snnkit.training.neuron_steps import Steps, full, sequence
 
 SURROGATES = {"sigmoid": surrogate.Sigmoid, "triangle": surrogate.PiecewiseQuadratic, "atan": surrogate.ATan}
 
@@ -23,8 +24,8 @@ class SpikingNeuron(nn.Module):
     ``zero``) or v -= v_threshold (``subtract``). ``voltage_decay`` 0 is IF, ``current_decay`` 4096 no filter. With
     ``learned`` the voltage's decay is sigmoid(w), one parameter a layer, that starts there (PLIF: Fang et al., ICCV
     2021) and is on the grid only once the network is lowered. The reset is detached from the gradient. u and v are
-    float32 whatever the input's type is, which the spikes take. Within ``torch.compile`` the steps are written out, so
-    that they become one kernel with what is around them.
+    float32 whatever the input's type is, which the spikes take. The kernels are SpikingJelly's on a GPU; on a CPU, and
+    where ``torch.compile`` fuses them with what is around, :class:`~snnkit.training.neuron_steps.Steps`.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class SpikingNeuron(nn.Module):
         self.w = nn.Parameter(torch.tensor(-math.log(DECAY_ONE / voltage_decay - 1))) if learned else None
         self.v_threshold = v_threshold
         self.reset = reset
-        self.surrogate = SURROGATES[surrogate](alpha=surrogate_alpha)
+        self.name, self.surrogate = surrogate, SURROGATES[surrogate](alpha=surrogate_alpha)
 
     @property
     def voltage_decay(self) -> int:
@@ -59,42 +60,33 @@ class SpikingNeuron(nn.Module):
         )
 
     def forward(self, x_seq: Tensor) -> Tensor:
+        current = self._filtered(x_seq) if filters(self) else x_seq
+        if torch.compiler.is_compiling() or x_seq.device.type == "cpu":
+            tau = DECAY_ONE / self.initial_decay if self.initial_decay else None
+            options = self.v_threshold, self.reset == "subtract", self.name, self.surrogate.alpha
+            spikes: Tensor = Steps.apply(current, self.w, tau, *options)  # type: ignore[no-untyped-call]
+            return spikes.to(x_seq.dtype)
         # float32 and in the layout of the input: anything else leaves the fused kernel or makes it copy
         rest = torch.zeros_like(x_seq[0], dtype=torch.float32)
-        current = self._filtered(x_seq, rest) if filters(self) else x_seq
-        if torch.compiler.is_compiling():
-            return self._written_out(current, rest).to(x_seq.dtype)
         threshold, v_reset = self.v_threshold, 0.0 if self.reset == "zero" else None
-        options = {"surrogate_function": self.surrogate, "detach_reset": True}
+        named = {"surrogate_function": self.surrogate, "detach_reset": True}
         if self.w is not None:
-            spikes, _, _ = functional.plif_multi_step(current, rest, self.w, False, threshold, v_reset, **options)
+            spikes, _, _ = functional.plif_multi_step(current, rest, self.w, False, threshold, v_reset, **named)
         elif self.initial_decay:
             tau = DECAY_ONE / self.initial_decay
-            spikes, _, _ = functional.lif_multi_step(current, rest, tau, False, threshold, v_reset, **options)
+            spikes, _, _ = functional.lif_multi_step(current, rest, tau, False, threshold, v_reset, **named)
         else:
-            spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **options)
-        return spikes.to(x_seq.dtype)  # type: ignore[no-any-return]
+            spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **named)
+        return spikes.to(x_seq.dtype)
 
-    def _written_out(self, currents: Tensor, rest: Tensor) -> Tensor:
-        """The spikes of synaptic currents [T, N, ...], operator by operator."""
-        keep = 1 - self.initial_decay / DECAY_ONE if self.w is None else 1 - self.w.sigmoid()
-        v, spikes = rest, []
-        for current in currents.unbind(0):
-            v = v * keep + current
-            spike: Tensor = self.surrogate(v - self.v_threshold)
-            spikes.append(spike)
-            fired = spike.detach()
-            v = v * (1 - fired) if self.reset == "zero" else v - self.v_threshold * fired
-        return torch.stack(spikes)
-
-    def _filtered(self, x_seq: Tensor, rest: Tensor) -> Tensor:
-        """The synaptic current u, float32 [T, N, ...]."""
+    def _filtered(self, x_seq: Tensor) -> Tensor:
+        """The synaptic current u, [T, N, ...] in full precision."""
         keep = 1 - self.current_decay / DECAY_ONE
-        u, currents = rest, []
-        for x in x_seq.unbind(0):
-            u = u * keep + x
-            currents.append(u)
-        return torch.stack(currents)
+        first, *others = torch.split(x_seq.flatten(0, 1), x_seq.shape[1])  # unlike unbind, with gradients in its layout
+        currents = [full(first)]
+        for x in others:
+            currents.append(currents[-1] * keep + x)
+        return sequence(currents)
 
 
 def filters(module: nn.Module) -> bool:

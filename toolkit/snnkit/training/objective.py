@@ -28,17 +28,25 @@ class Objective(nn.Module):
 
     ``forward(x, labels)`` takes an augmented batch; it returns logits [N, K] and the losses. ``bf16``: forward passes
     under autocast; losses are of full precision. ``curriculum`` maps numbers of timesteps to the share of the steps up
-    to which they hold, then there are ``timesteps``. ``inputs``: the passes collect what enters the taps, too.
+    to which they hold, then there are ``timesteps``. The passes collect the ``outputs`` of the taps, or the ``inputs``.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, float], *, bf16: bool, inputs: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, float],
+        *,
+        bf16: bool,
+        outputs: bool = False,
+        inputs: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.weights = dict(weights)
         self.bf16 = bf16
         self.curriculum: dict[int, float] = {}
         self.timesteps = 1
-        self.passes = Passes(model, inputs=inputs)
+        self.passes = Passes(model, outputs=outputs, inputs=inputs)
 
     def set_timesteps(self, timesteps: int) -> None:
         """What the model's next passes run."""
@@ -88,19 +96,24 @@ class StudentObjective(Objective):
         weights = config.losses
         names = ("cross_entropy", "ensemble", "entropy", "prefix", "kl", "feature", "activation_map")
         used = {name: value for name in names if (value := getattr(weights, name))}
+        distils = teacher is not None and weights.distilled
+        membrane = weights.features == "membrane"
         super().__init__(
             student,
             {**used, **weights.extra},
             bf16=config.train.precision == "bf16",
-            inputs=weights.features == "membrane",
+            outputs=distils and bool(weights.activation_map or (weights.feature and not membrane)),
+            inputs=distils and bool(weights.feature and membrane),
         )
         self.settings, self.encoder, self.timesteps = weights, encoder, config.student.timesteps
         self.curriculum = _checked_curriculum(student, config)
         self.extra: dict[str, Callable[..., Tensor]] = {name: resolve(name, {}, "loss") for name in weights.extra}
         self.projectors = nn.ModuleList()
         self._teacher: tuple[Passes, ...] = ()
-        if teacher is not None and weights.distilled:
-            self._teacher = (Passes(teacher.eval().requires_grad_(False)),)  # no part of what is trained
+        if teacher is not None and distils:
+            features = bool(weights.feature or weights.activation_map)
+            passes = Passes(teacher.eval().requires_grad_(False), outputs=features)
+            self._teacher = (passes,)  # no part of what is trained
             probe = _probe(student, teacher, encoder, sample)
             if weights.feature:
                 self.projectors = _projectors(student, probe, weights)

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from snnkit.errors import ConfigError
 
+T = TypeVar("T")
+
 
 class Seen(NamedTuple):
-    """Logits; of each tapped submodule what it put out and, where that was asked for, what entered it."""
+    """Logits; of each tapped submodule, where that was asked for, what it put out and what entered it."""
 
     logits: Tensor
     outputs: list[Tensor]
@@ -19,31 +21,33 @@ class Seen(NamedTuple):
 
 
 class Passes:
-    """The forward passes of ``model``; with ``inputs`` the currents that enter tapped neurons are collected, too."""
+    """The forward passes of ``model``, with the ``outputs`` of its taps, ``inputs`` (a neuron's currents), or both."""
 
-    def __init__(self, model: nn.Module, *, inputs: bool = False) -> None:
-        self.model, self._inputs = model, inputs
+    def __init__(self, model: nn.Module, *, outputs: bool = False, inputs: bool = False) -> None:
+        self.model, self._outputs, self._inputs = model, outputs, inputs
         self._compiled: Callable[[Tensor], Seen] | None = None
 
     def __call__(self, x: Tensor) -> Seen:
         if self._compiled is not None:
             return self._compiled(x)
         nothing: list[Tensor] = []
+        leaving = tapped(self.model) if self._outputs else nullcontext(nothing)
         entering = tapped(self.model, inputs=True) if self._inputs else nullcontext(nothing)
-        with tapped(self.model) as outputs, entering as inputs:
+        with leaving as outputs, entering as inputs:
             return Seen(self.model(x), outputs, inputs)
 
     def compile(self) -> None:
         """Compiles each kind of pass, and its gradient, where it first occurs: of a shape, a mode, timesteps.
 
-        The hooks are compiled with the layers, and stay on the model.
+        The hooks are compiled with the layers, and stay on the model. What they collect leaves the compiled part
+        without an axis of time: torch knows a layout for images, and the gradients that come back get it.
         """
-        outputs = _hooked(self.model, inputs=False)[0]
-        inputs = _hooked(self.model, inputs=True)[0] if self._inputs else []
+        outputs = _hooked(self.model, _folded)[0] if self._outputs else []
+        inputs = _hooked(self.model, _folded, inputs=True)[0] if self._inputs else []
         compiled = torch.compile(self.model, dynamic=False)
 
         def run(x: Tensor) -> Seen:
-            return Seen(compiled(x), list(outputs), list(inputs))
+            return Seen(compiled(x), _unfolded(outputs), _unfolded(inputs))
 
         self._compiled = run
 
@@ -63,7 +67,7 @@ def tapped(model: nn.Module, *, inputs: bool = False) -> Iterator[list[Tensor]]:
 
     Or their ``inputs``: of a neuron the current that enters it.
     """
-    found, handles = _hooked(model, inputs=inputs)
+    found, handles = _hooked(model, lambda seen: seen, inputs=inputs)
     try:
         yield found
     finally:
@@ -71,10 +75,22 @@ def tapped(model: nn.Module, *, inputs: bool = False) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _hooked(model: nn.Module, *, inputs: bool) -> tuple[list[Tensor], list[torch.utils.hooks.RemovableHandle]]:
-    """The list that hooks on the tapped submodules fill, and the hooks."""
+def _folded(seen: Tensor) -> tuple[Tensor, torch.Size]:
+    """Images [N, C, H, W] of any N, and the axes that N stands for; anything smaller as it is."""
+    axes = max(seen.dim() - 3, 1)
+    return seen.flatten(0, axes - 1), seen.shape[:axes]
+
+
+def _unfolded(taps: list[tuple[Tensor, torch.Size]]) -> list[Tensor]:
+    return [images.unflatten(0, axes) for images, axes in taps]  # type: ignore[no-untyped-call]
+
+
+def _hooked(
+    model: nn.Module, kept: Callable[[Tensor], T], *, inputs: bool = False
+) -> tuple[list[T], list[torch.utils.hooks.RemovableHandle]]:
+    """The list that hooks on the tapped submodules fill with what is ``kept`` of each tensor, and the hooks."""
     names = [str(name) for name in getattr(model, "taps", ())]
-    found: list[Tensor] = [torch.empty(0)] * len(names)
+    found = [kept(torch.empty(0))] * len(names)
     handles = []
     for index, name in enumerate(names):
         try:
@@ -83,7 +99,7 @@ def _hooked(model: nn.Module, *, inputs: bool) -> tuple[list[Tensor], list[torch
             raise ConfigError(f"the model taps '{name}', which it does not have", "correct its 'taps'") from None
 
         def keep(_module: nn.Module, entering: tuple[Tensor, ...], output: Tensor, index: int = index) -> None:
-            found[index] = entering[0] if inputs else output
+            found[index] = kept(entering[0] if inputs else output)
 
         handles.append(module.register_forward_hook(keep))
     return found, handles

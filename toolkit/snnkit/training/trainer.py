@@ -21,7 +21,7 @@ from snnkit.training import parallel
 from snnkit.training.augment import Augmentation
 from snnkit.training.checkpoint import Checkpoint, Storage
 from snnkit.training.data import load_configured
-from snnkit.training.devices import torch_defaults
+from snnkit.training.devices import memory_kept, torch_defaults
 from snnkit.training.encoding import Encoder
 from snnkit.training.evaluation import evaluate, firing_rates
 from snnkit.training.fit import Session, fit
@@ -236,9 +236,12 @@ def reproducible(threads: int | None, device: str) -> Iterator[torch.device]:
 
 @contextmanager
 def fast(device: torch.device, precision: str) -> Iterator[None]:
-    """On a GPU: TF32 as ``precision`` says, and the kernels that cuDNN finds quickest; put back afterwards."""
+    """On a GPU: TF32 as ``precision`` says, and the kernels that cuDNN finds quickest; on a CPU memory stays; put back
+    afterwards.
+    """
     if device.type != "cuda":
-        yield
+        with memory_kept():
+            yield
         return
     cudnn: Any = torch.backends.cudnn
     matmul, conv = torch.backends.cuda.matmul, cudnn.conv

@@ -64,11 +64,12 @@ class Kind:
         cuba = self.student is not None and self.student.neuron == "cuba"
         return UncentredNorm2d(channels) if cuba else nn.BatchNorm2d(channels)
 
-    def folded(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``layer``, which takes [N, ...], at every timestep."""
+    def folded(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``layer``, which takes ``inputs`` [N, ...], at every timestep."""
         if not self.spiking:
-            return layer(x)
-        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
+            return layer(*inputs)
+        current = layer(*(x.flatten(0, 1) for x in inputs))
+        return current.unflatten(0, inputs[0].shape[:2])  # type: ignore[no-untyped-call, no-any-return]
 
 
 class UncentredNorm2d(nn.BatchNorm2d):

@@ -50,9 +50,14 @@ class Block(nn.Module):
         if self.second.norm.bias is not None:  # filtered currents have none
             nn.init.constant_(self.second.norm.bias, threshold - 0.6)
 
+    def current(self, x: Tensor, inner: Tensor) -> Tensor:
+        """What enters the last neurons, [N, C, H, W] of any N: ``x`` past the ``inner`` spikes and through them."""
+        around: Tensor = x if self.shortcut is None else self.shortcut(x)
+        through: Tensor = self.second(inner)
+        return through + around
+
     def forward(self, x: Tensor) -> Tensor:
-        around = x if self.shortcut is None else self.kind.folded(self.shortcut, x)
-        out: Tensor = self.neuron(self.kind.folded(self.second, self.first(x)) + around)
+        out: Tensor = self.neuron(self.kind.folded(self.current, x, self.first(x)))
         return out
 
 
