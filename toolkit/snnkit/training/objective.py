@@ -17,6 +17,7 @@ from snnkit.errors import ConfigError
 from snnkit.training import losses
 from snnkit.training.augment import Labels, over_labels
 from snnkit.training.encoding import Encoder
+from snnkit.training.neuron_steps import full
 from snnkit.training.neurons import is_neuron, reset_neurons
 from snnkit.training.passes import Passes, tapped
 
@@ -78,7 +79,7 @@ class TeacherObjective(Objective):
 
     def forward(self, x: Tensor, labels: Labels) -> tuple[Tensor, Values]:
         with self.autocast(x):
-            logits = _full(self.passes(self.encode(x)).logits)
+            logits = full(self.passes(self.encode(x)).logits)
         return logits, {
             "cross_entropy": over_labels(partial(losses.cross_entropy, logits[None], smoothing=self.smoothing), labels)
         }
@@ -132,7 +133,7 @@ class StudentObjective(Objective):
         reset_neurons(self.model)
         with self.autocast(x):
             seen = self.passes(self.encode(x))
-        logits, spikes = _full(seen.logits), seen.outputs
+        logits, spikes = full(seen.logits), seen.outputs
         aligned = seen.inputs if s.features == "membrane" else spikes
         average = logits.mean(0, keepdim=True)
         values: Values = {}
@@ -154,12 +155,12 @@ class StudentObjective(Objective):
             if s.feature:
                 pairs = _chosen(aligned, features, s)
                 distances = [
-                    losses.feature_alignment(projector(_mean(mine)), _full(theirs))
+                    losses.feature_alignment(projector(_mean(mine)), full(theirs))
                     for projector, (mine, theirs) in zip(self.projectors, pairs, strict=True)
                 ]
                 values["feature"] = torch.stack(distances).mean()
             if s.activation_map and activation_map is not None:
-                values["activation_map"] = losses.activation_map_alignment(_full(spikes[-1]), activation_map)
+                values["activation_map"] = losses.activation_map_alignment(full(spikes[-1]), activation_map)
             for name, function in self.extra.items():
                 values[name] = over_labels(partial(function, logits, target), labels)
         return average[0], values
@@ -180,7 +181,7 @@ class StudentObjective(Objective):
         for name, value in values.items():
             if value.requires_grad:
                 (slope,) = torch.autograd.grad(self.weights[name] * value, leaves, retain_graph=True, allow_unused=True)
-                found[name] = 0.0 if slope is None else float(_full(slope).norm())
+                found[name] = 0.0 if slope is None else float(full(slope).norm())
         return {name: norm for name, norm in found.items() if math.isfinite(norm)}
 
     def _ask(self, teacher: Passes, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -188,17 +189,12 @@ class StudentObjective(Objective):
         if not self.settings.activation_map:
             with torch.no_grad(), self.autocast(x):
                 seen = teacher(x)
-            return _full(seen.logits), seen.outputs, None
+            return full(seen.logits), seen.outputs, None
         with torch.enable_grad(), self.autocast(x), teacher.plain(), _leaf(teacher.model) as leaves:
             seen = teacher(x)
-        logits, features = _full(seen.logits), seen.outputs
+        logits, features = full(seen.logits), seen.outputs
         activation_map = losses.class_activation_map(leaves[0], logits)
-        return logits.detach(), [feature.detach() for feature in features], _full(activation_map)
-
-
-def _full(x: Tensor) -> Tensor:
-    """Out of the half precision of autocast."""
-    return x.float() if x.dtype is torch.bfloat16 else x
+        return logits.detach(), [feature.detach() for feature in features], full(activation_map)
 
 
 def _mean(sequence: Tensor) -> Tensor:
