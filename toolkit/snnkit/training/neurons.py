@@ -45,7 +45,7 @@ class SpikingNeuron(nn.Module):
         self.w = nn.Parameter(torch.tensor(-math.log(DECAY_ONE / voltage_decay - 1))) if learned else None
         self.v_threshold = v_threshold
         self.reset = reset
-        self.name, self.surrogate = surrogate, SURROGATES[surrogate](alpha=surrogate_alpha)
+        self.surrogate_name, self.surrogate = surrogate, SURROGATES[surrogate](alpha=surrogate_alpha)
 
     @property
     def voltage_decay(self) -> int:
@@ -61,22 +61,22 @@ class SpikingNeuron(nn.Module):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         current = self._filtered(x_seq) if filters(self) else x_seq
+        tau = DECAY_ONE / self.initial_decay if self.initial_decay else None
+        threshold, subtract = self.v_threshold, self.reset == "subtract"
         if torch.compiler.is_compiling() or x_seq.device.type == "cpu":
-            tau = DECAY_ONE / self.initial_decay if self.initial_decay else None
-            options = self.v_threshold, self.reset == "subtract", self.name, self.surrogate.alpha
-            spikes: Tensor = Steps.apply(current, self.w, tau, *options)  # type: ignore[no-untyped-call]
+            slope = self.surrogate_name, self.surrogate.alpha
+            spikes: Tensor = Steps.apply(current, self.w, tau, threshold, subtract, *slope)  # type: ignore[no-untyped-call]
             return spikes.to(x_seq.dtype)
         # float32 and in the layout of the input: anything else leaves the fused kernel or makes it copy
         rest = torch.zeros_like(x_seq[0], dtype=torch.float32)
-        threshold, v_reset = self.v_threshold, 0.0 if self.reset == "zero" else None
-        named = {"surrogate_function": self.surrogate, "detach_reset": True}
+        v_reset = None if subtract else 0.0
+        options = {"surrogate_function": self.surrogate, "detach_reset": True}
         if self.w is not None:
-            spikes, _, _ = functional.plif_multi_step(current, rest, self.w, False, threshold, v_reset, **named)
-        elif self.initial_decay:
-            tau = DECAY_ONE / self.initial_decay
-            spikes, _, _ = functional.lif_multi_step(current, rest, tau, False, threshold, v_reset, **named)
+            spikes, _, _ = functional.plif_multi_step(current, rest, self.w, False, threshold, v_reset, **options)
+        elif tau is not None:
+            spikes, _, _ = functional.lif_multi_step(current, rest, tau, False, threshold, v_reset, **options)
         else:
-            spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **named)
+            spikes, _, _ = functional.if_multi_step(current, rest, threshold, v_reset, **options)
         return spikes.to(x_seq.dtype)
 
     def _filtered(self, x_seq: Tensor) -> Tensor:
